@@ -1,0 +1,1 @@
+"""Everything about speech that needs no model and no PyTorch."""

@@ -1,0 +1,62 @@
+"""What every recogniser gives back, and the protocol that makes it one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Waveform: TypeAlias = NDArray[np.float32]
+"""Mono samples in [-1, 1], shape ``[time]``, at the recogniser's own ``sample_rate``."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word with its place in the recording, in seconds from its start."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The text of one recording.
+
+    ``duration`` is the recording's length in seconds; ``words`` is empty where the decoder gives no times;
+    ``score`` is the mean log-probability per frame of the decoded path, in nats.
+    """
+
+    text: str
+    duration: float
+    words: tuple[Word, ...] = ()
+    score: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; times rounded to the millisecond."""
+        row = asdict(self)
+        row["duration"] = round(self.duration, 3)
+        row["words"] = [{"text": w.text, "start": round(w.start, 3), "end": round(w.end, 3)} for w in self.words]
+        row["score"] = None if self.score is None else round(self.score, 4)
+        return row
+
+
+class Transcriber(Protocol):
+    """Anything that turns speech into text: the float original, the simulation, an artifact on an engine."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that :meth:`transcribe` expects."""
+        ...
+
+    def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
+        """Transcribe a batch; the text of each is the same as when it is transcribed alone."""
+        ...
