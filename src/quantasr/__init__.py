@@ -1,3 +1,46 @@
-"""quantasr: make trained speech recognisers small and fast on CPUs, and prove that the WER held."""
+"""quantasr: make trained speech recognisers small and fast on CPUs, and prove that the WER held.
+
+The verbs::
+
+    import quantasr
+
+    artifact = quantasr.quantize("facebook/wav2vec2-base-960h", "wav2vec2-int8", calibration="calibration.jsonl")
+    recogniser = quantasr.load("wav2vec2-int8")              # no PyTorch from here on
+    print(recogniser.transcribe_file("speech.wav").text)
+    print(quantasr.evaluate(recogniser, "evaluation.jsonl").wer)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quantasr.measure.evaluate import evaluate as evaluate
+    from quantasr.pipeline import quantize as quantize
+    from quantasr.recipes import Recipe as Recipe
+    from quantasr.runtime import load as load
+    from quantasr.sources import load_model as load_model
 
 __version__ = "0.1.0"
+
+# Where each verb lives. They are imported when first used, so that the runtime's verbs need no PyTorch.
+_VERBS = {
+    "Recipe": "quantasr.recipes",
+    "evaluate": "quantasr.measure.evaluate",
+    "load": "quantasr.runtime",
+    "load_model": "quantasr.sources",
+    "quantize": "quantasr.pipeline",
+}
+__all__ = ["Recipe", "__version__", "evaluate", "load", "load_model", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VERBS:
+        raise AttributeError(f"module 'quantasr' has no attribute {name!r}")
+    from quantasr.errors import MissingExtraError
+
+    try:
+        return getattr(import_module(_VERBS[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError(f"quantasr.{name} needs PyTorch: pip install 'quantasr[quantize]'") from None

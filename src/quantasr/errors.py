@@ -34,3 +34,7 @@ class ArtifactError(QuantasrError, ValueError):
 
 class EngineError(QuantasrError, RuntimeError):
     """An engine is unknown, not installed, or refuses the graph."""
+
+
+class MissingExtraError(QuantasrError, ImportError):
+    """Something needs a library that is not installed; names the pip extra that brings it."""

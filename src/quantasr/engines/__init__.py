@@ -1,0 +1,32 @@
+"""Engines: a graph in, arrays out. One table; each engine is imported when it is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from quantasr.engines.engine import Engine, EngineOptions, ExecutedOp
+from quantasr.errors import EngineError
+
+ENGINES: dict[str, str] = {
+    "onnxruntime": "quantasr.engines.onnxruntime",
+    "openvino": "quantasr.engines.openvino",
+}
+
+
+def load_engine(name: str, graph: Path, options: EngineOptions) -> Engine:
+    """Load ``graph`` on the engine called ``name``.
+
+    Raises :class:`EngineError` when the engine is unknown or not installed, or cannot load the graph.
+    """
+    if name not in ENGINES:
+        raise EngineError(f"engine {name!r} is unknown: choose one of auto, {', '.join(ENGINES)}")
+    try:
+        module = import_module(ENGINES[name])
+    except ImportError as error:
+        raise EngineError(f"engine {name} cannot be imported ({error}): pip install {name}") from None
+    engine: Engine = module.load(graph, options)
+    return engine
+
+
+__all__ = ["ENGINES", "Engine", "EngineOptions", "ExecutedOp", "load_engine"]

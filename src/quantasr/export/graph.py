@@ -1,0 +1,101 @@
+"""Trace an :class:`AsrModel` into ONNX, in float or as it was converted."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from quantasr.export.lower import lower
+from quantasr.export.tidy import store_float16, tidy
+from quantasr.numerics.quantizers import Phase
+from quantasr.quantize.prepare import Prepared
+from quantasr.sources.asr_model import AsrModel, evaluating
+
+_TRACE_OPSET = 20
+OPSET = 21
+"""The graph's opset: the first with 4-bit and 16-bit integers and blockwise scales."""
+
+# Protocol buffers end at 2 GiB; weights beyond this go into a file beside the graph.
+_EXTERNAL_ABOVE = 1_500_000_000
+
+
+def export_float(model: AsrModel) -> onnx.ModelProto:
+    """The original as a float32 graph; inputs and outputs are those of ``AsrModel.graph``."""
+    return _finish(_trace(model), model)
+
+
+def export_quantized(prepared: Prepared) -> onnx.ModelProto:
+    """A converted model as a QDQ graph, weights stored as integers."""
+    with prepared.active(Phase.SIMULATE):
+        graph = _trace(prepared.model)
+    tidy(graph)
+    lower(graph)
+    graph = _finish(graph, prepared.model)
+    if prepared.recipe.float_storage == "fp16":
+        store_float16(graph)
+    return graph
+
+
+def save_graph(graph: onnx.ModelProto, path: Path) -> None:
+    """Write a graph; weights over 1.5 GB go into ``<name>.data`` beside it."""
+    size = sum(_bytes(t) for t in graph.graph.initializer)
+    external = size > _EXTERNAL_ABOVE
+    onnx.save_model(
+        graph, str(path), save_as_external_data=external, location=f"{path.name}.data" if external else None
+    )
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return len(tensor.raw_data) if tensor.HasField("raw_data") else tensor.ByteSize()
+
+
+def _trace(model: AsrModel) -> onnx.ModelProto:
+    inputs = model.probe(seconds=1.5, batch=2 if model.padded_batches else 1)
+    names = ["features", "lengths"][: len(inputs)]
+    outputs = ["logprobs", "frame_counts"][: len(inputs)]
+    axes: dict[str, dict[int, str]] = {
+        "features": {0: "batch", 1: "time"},
+        "lengths": {0: "batch"},
+        "logprobs": {0: "batch", 1: "frames"},
+        "frame_counts": {0: "batch"},
+    }
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet_exporter():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "trace.onnx"
+        with evaluating(model.module), torch.inference_mode(False), torch.no_grad():
+            torch.onnx.export(
+                model.graph,
+                inputs,
+                str(path),
+                dynamo=False,
+                opset_version=_TRACE_OPSET,
+                input_names=names,
+                output_names=outputs,
+                dynamic_axes={name: axes[name] for name in names + outputs},
+                custom_opsets={"quantasr": 1},
+            )
+        return onnx.load(str(path))
+
+
+def _quiet_exporter() -> Any:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    return nullcontext()
+
+
+def _finish(graph: onnx.ModelProto, model: AsrModel) -> onnx.ModelProto:
+    tidy(graph)
+    del graph.opset_import[:]
+    # Between opsets 20 and 21 operators only gained types, so the number alone changes.
+    graph.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    graph.ir_version = 10
+    graph.producer_name = "quantasr"
+    graph.graph.name = model.name
+    onnx.checker.check_model(graph) if sum(_bytes(t) for t in graph.graph.initializer) < _EXTERNAL_ABOVE else None
+    return graph

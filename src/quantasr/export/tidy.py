@@ -1,0 +1,74 @@
+"""Small clean-ups of a traced graph that every engine profits from."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from quantasr.numerics.qtypes import FLOAT16_FROM
+
+
+def tidy(graph: onnx.ModelProto) -> None:
+    """Drop identities of constants and everything that nothing reads, in place."""
+    _bypass_identities(graph.graph)
+    _drop_unused(graph.graph)
+
+
+def _bypass_identities(graph: onnx.GraphProto) -> None:
+    alias: dict[str, str] = {}
+    outputs = {o.name for o in graph.output}
+    kept = []
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name in alias:
+                node.input[i] = alias[name]
+        if node.op_type == "Identity" and node.output[0] not in outputs:
+            alias[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Keep the nodes that the outputs depend on, and the initializers that those read."""
+    needed = {o.name for o in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if any(name in needed for name in node.output):
+            kept.append(node)
+            needed.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    initializers = [t for t in graph.initializer if t.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+    del graph.value_info[:]
+
+
+def store_float16(graph: onnx.ModelProto) -> None:
+    """Store large float32 weights as float16, with a Cast back to float32 that engines fold away when loading.
+
+    Weights that float16 cannot hold (beyond 65504) stay float32.
+    """
+    casts, renamed = [], {}
+    for i, tensor in enumerate(graph.graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or int(np.prod(tensor.dims)) < FLOAT16_FROM:
+            continue
+        array = numpy_helper.to_array(tensor)
+        if np.abs(array).max() > np.finfo(np.float16).max:
+            continue
+        name = f"{tensor.name}_fp16"
+        renamed[tensor.name] = f"{tensor.name}_fp32"
+        casts.append(
+            helper.make_node("Cast", [name], [renamed[tensor.name]], f"{tensor.name}_Cast", to=TensorProto.FLOAT)
+        )
+        graph.graph.initializer[i].CopyFrom(numpy_helper.from_array(array.astype(np.float16), name))
+    for node in graph.graph.node:
+        for i, name in enumerate(node.input):
+            if name in renamed:
+                node.input[i] = renamed[name]
+    nodes = casts + list(graph.graph.node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)

@@ -1,0 +1,80 @@
+"""Integer number formats: how many bits, which range, and how finely the scales are laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from quantasr.errors import RecipeError
+
+BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+GRANULARITIES = ("per_tensor", "per_channel", "per_group")
+
+FLOAT16_FROM = 4096
+"""Elements from which on a float weight may be stored in float16; smaller ones are biases, norms and scales."""
+
+
+@dataclass(frozen=True)
+class QType:
+    """An integer format for one tensor: ``real = (integer - zero_point) * scale``.
+
+    ``bits`` is 2 to 8 or 16. ``symmetric`` fixes ``zero_point`` at 0 and uses a signed range without its lowest
+    value (-127..127 at 8 bits), so that negation is exact and products cannot overflow 16-bit pair sums sooner
+    than they must; affine uses the unsigned range (0..255). ``granularity`` is one scale for the tensor, for each
+    channel (a weight's output channels), or for each ``group_size`` inputs of each output channel.
+
+    Raises :class:`RecipeError` on a combination that does not exist.
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    granularity: str = "per_tensor"
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise RecipeError(f"bits = {self.bits!r}: quantasr has {', '.join(map(str, BITS))}")
+        if self.granularity not in GRANULARITIES:
+            raise RecipeError(f"granularity = {self.granularity!r}: choose one of {', '.join(GRANULARITIES)}")
+        if self.granularity == "per_group":
+            if not isinstance(self.group_size, int) or self.group_size < 2:
+                raise RecipeError(f"granularity per_group needs group_size of 2 or more, not {self.group_size!r}")
+        elif self.group_size is not None:
+            raise RecipeError(f"group_size = {self.group_size} is only for granularity per_group")
+
+    @property
+    def signed(self) -> bool:
+        """Whether the integers are signed; symmetric formats are."""
+        return self.symmetric
+
+    @property
+    def quant_min(self) -> int:
+        """The smallest integer in use."""
+        return -(2 ** (self.bits - 1)) + 1 if self.symmetric else 0
+
+    @property
+    def quant_max(self) -> int:
+        """The largest integer in use."""
+        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+
+    @property
+    def storage(self) -> str:
+        """The ONNX element type that holds the integers: the smallest of 4, 8 and 16 bits that fits."""
+        width = 4 if self.bits <= 4 else 8 if self.bits <= 8 else 16
+        return f"{'' if self.signed else 'u'}int{width}"
+
+    def reduced(self, bits: int) -> QType:
+        """The same format with fewer bits: 7-bit weights, for CPUs whose 8-bit products saturate."""
+        return replace(self, bits=min(self.bits, bits))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        row: dict[str, Any] = {"bits": self.bits, "symmetric": self.symmetric, "granularity": self.granularity}
+        if self.group_size is not None:
+            row["group_size"] = self.group_size
+        return row
+
+    def __str__(self) -> str:
+        kind = "symmetric" if self.symmetric else "affine"
+        size = f"({self.group_size})" if self.group_size else ""
+        return f"int{self.bits} {kind} {self.granularity}{size}"

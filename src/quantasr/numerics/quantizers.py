@@ -1,0 +1,175 @@
+"""Quantizers: small modules that attach to a layer and are the only thing that changes it.
+
+An :class:`InputQuantizer` sits in a forward pre-hook, a :class:`WeightQuantizer` is a parametrization. The layer
+itself is never rewritten, so subclasses with their own ``forward`` keep working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from quantasr.errors import CalibrationError, RecipeError
+from quantasr.numerics.fake_quantize import (
+    DequantizeWeight,
+    DynamicFakeQuantize,
+    FakeQuantize,
+    quantize,
+    scale_and_zero_point,
+    spread,
+)
+from quantasr.numerics.observers import Observer
+from quantasr.numerics.qtypes import QType
+
+
+class Phase(StrEnum):
+    """What a quantizer does with the tensor that passes."""
+
+    FLOAT = "float"  # nothing: the layer is the original
+    OBSERVE = "observe"  # watches inputs; weights pass unchanged
+    SIMULATE = "simulate"  # rounds, as the exported graph will
+
+
+class InputQuantizer(nn.Module):
+    """Static quantizer of a layer's input: one scale, fixed after calibration."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, qtype: QType, observer: Callable[[int], Observer]) -> None:
+        super().__init__()
+        if qtype.granularity != "per_tensor":
+            raise RecipeError(
+                f"input granularity = {qtype.granularity!r}: inputs of a layer have one scale, per_tensor"
+            )
+        self.qtype = qtype
+        self.observer: Observer = observer(1)
+        self.phase = Phase.FLOAT
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.phase is Phase.OBSERVE:
+            self.observer.observe(x.reshape(1, -1))
+            return x
+        if self.phase is Phase.SIMULATE:
+            out: Tensor = FakeQuantize.apply(x, self.scale, self.zero_point, self.qtype.bits, self.qtype.symmetric)
+            return out
+        return x
+
+    def freeze(self) -> None:
+        """Fix the scale from what was observed; raises :class:`CalibrationError` when nothing was."""
+        low, high = self.observer.range(self.qtype)
+        scale, zero_point = scale_and_zero_point(low, high, self.qtype)
+        self.scale.copy_(scale[0])
+        self.zero_point.copy_(zero_point[0])
+
+
+class DynamicInputQuantizer(nn.Module):
+    """Dynamic quantizer: each call takes its scale from the tensor at hand (8 bits, affine, per tensor)."""
+
+    def __init__(self, qtype: QType) -> None:
+        super().__init__()
+        if (qtype.bits, qtype.symmetric, qtype.granularity) != (8, False, "per_tensor"):
+            raise RecipeError(f"mode dynamic quantizes inputs as int8 affine per_tensor, not {qtype}")
+        self.qtype = qtype
+        self.phase = Phase.FLOAT
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.phase is Phase.OBSERVE:
+            self.calls += 1
+        if self.phase is Phase.SIMULATE:
+            out: Tensor = DynamicFakeQuantize.apply(x)
+            return out
+        return x
+
+    def freeze(self) -> None:
+        """Nothing to fix; raises :class:`CalibrationError` when the layer was never called."""
+        if self.calls == 0:
+            raise CalibrationError("the layer was never called during calibration")
+
+
+class WeightQuantizer(nn.Module):
+    """Parametrization that rounds a weight; after :meth:`freeze` it holds the integers themselves."""
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, qtype: QType, observer: Callable[[int], Observer], axis: int) -> None:
+        """``axis`` is the output-channel axis of the weight, for ``per_channel``."""
+        super().__init__()
+        self.qtype = qtype
+        self.observer = observer
+        self.axis = axis
+        self.phase = Phase.FLOAT
+        self.frozen = False
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.phase is not Phase.SIMULATE:
+            return weight
+        if not self.frozen:
+            self.freeze(weight)
+        per_channel = self.axis if self.qtype.granularity == "per_channel" else -1
+        out: Tensor = DequantizeWeight.apply(
+            self.integers,
+            self.scale,
+            self.zero_point,
+            self.qtype.bits,
+            self.qtype.symmetric,
+            per_channel,
+            self.qtype.group_size or 0,
+        )
+        return out
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Assigning to the weight stores it as it is."""
+        return weight
+
+    def check(self, weight: Tensor, path: str) -> None:
+        """Raise :class:`RecipeError` when the format does not fit the weight of the layer at ``path``."""
+        if self.qtype.granularity == "per_group" and weight.ndim != 2:
+            raise RecipeError(f"{path}: granularity per_group is for matrices (linear, embedding), not convolutions")
+
+    @torch.no_grad()
+    def freeze(self, weight: Tensor) -> None:
+        """Choose the scales for ``weight`` and store its integers (int8, or int16 where 8 bits are too few)."""
+        qtype = self.qtype
+        rows, shape = self._rows(weight)
+        observer = self.observer(rows.shape[0])
+        observer.observe(rows)
+        scale, zero_point = scale_and_zero_point(*observer.range(qtype), qtype)
+        if qtype.granularity == "per_group":
+            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+            size = weight.shape[1]
+            wide = scale.repeat_interleave(qtype.group_size or 1, 1)[:, :size]
+            wide_zero = zero_point.repeat_interleave(qtype.group_size or 1, 1)[:, :size]
+        elif qtype.granularity == "per_channel":
+            wide, wide_zero = spread(scale, weight, self.axis), spread(zero_point, weight, self.axis)
+        else:
+            scale, zero_point = scale[0], zero_point[0]
+            wide, wide_zero = scale, zero_point
+        integers = quantize(weight.float(), wide, wide_zero, qtype)
+        self.register_buffer("integers", integers.to(torch.int16 if qtype.bits <= 8 else torch.int32))
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.frozen = True
+
+    def _rows(self, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """The weight as ``[scales, values]``, and the shape in which the scales are laid out."""
+        if self.qtype.granularity == "per_tensor":
+            return weight.reshape(1, -1), ()
+        if self.qtype.granularity == "per_channel":
+            return weight.transpose(0, self.axis).reshape(weight.shape[self.axis], -1), ()
+        size = self.qtype.group_size or 1
+        groups = -(-weight.shape[1] // size)
+        # Zeros at the end of the last group change no range: every range holds zero.
+        padded = nn.functional.pad(weight, (0, groups * size - weight.shape[1]))
+        return padded.reshape(-1, size), (weight.shape[0], groups)
+
+
+Quantizer = InputQuantizer | DynamicInputQuantizer | WeightQuantizer

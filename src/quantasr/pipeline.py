@@ -1,0 +1,220 @@
+"""The whole way in one verb: model, recipe and calibration speech in, checked artifact out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quantasr import __version__
+from quantasr.artifact import GRAPH, LAYERS, TOKENIZER, Artifact, check_target, create
+from quantasr.engines import ENGINES, EngineOptions, load_engine
+from quantasr.errors import ArtifactError, CalibrationError, EngineError
+from quantasr.export import export_float, export_quantized, save_graph
+from quantasr.measure.agreement import Agreement, agreement
+from quantasr.numerics.quantizers import Phase
+from quantasr.quantize import Prepared, calibrate, convert, prepare
+from quantasr.recipes import Recipe, builtin_names, builtin_recipe
+from quantasr.runtime import EngineAcousticModel
+from quantasr.sources import AsrModel, load_model
+from quantasr.speech.ctc import CtcTranscriber
+from quantasr.speech.manifest import Utterance, check_disjoint, read_manifest
+from quantasr.speech.manifest.fingerprint import fingerprints
+from quantasr.speech.transcript import Waveform
+
+FLOAT_TOLERANCE = 1e-3
+"""Largest difference of log-probs allowed between the original and its float graph."""
+
+MIN_AGREEMENT = 0.9
+"""Share of frames whose best token must be the same in the simulation and in the exported graph.
+
+Two correct executions of a deep int8 network differ where a value falls between two integers, so this is a guard
+against a wrong graph; the figure itself is recorded in the artifact.
+"""
+
+_PARITY_UTTERANCES = 4
+
+Manifest = str | Path | Sequence[Utterance]
+
+
+def quantize(
+    model: AsrModel | str | Path,
+    output: str | Path,
+    *,
+    calibration: Manifest,
+    recipe: Recipe | str | Path = "default",
+    evaluation: Manifest | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    trust: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Artifact:
+    """Quantize a recogniser and write it as an artifact folder.
+
+    ``recipe`` is a :class:`Recipe`, a TOML file, or the name of a built-in variant (``default``, ``fast``).
+    ``calibration`` is a manifest (any format that :func:`read_manifest` knows) or utterances, of which the first
+    ``limit`` are used; ``evaluation``, when given, must not share an utterance with it. The ``model`` is changed in
+    place. Nothing is kept unless the float graph agrees with the original, and the quantized graph with its
+    simulation. ``say`` is told each step.
+
+    Raises the errors of each step: see :mod:`quantasr.errors`.
+    """
+    output = Path(output)
+    check_target(output, overwrite=overwrite)
+    utterances = utterances_of(calibration)[:limit]
+    if not utterances:
+        raise CalibrationError("no calibration utterances: static scales need some speech")
+    if evaluation is not None:
+        check_disjoint(utterances, utterances_of(evaluation))
+    if not isinstance(model, AsrModel):
+        say(f"loading {model}")
+        model = load_model(model, trust=trust)
+    chosen = find_recipe(recipe, model.family)
+
+    say(f"exporting the float graph of {model.name}")
+    speech = [u.load(model.sample_rate) for u in utterances[:_PARITY_UTTERANCES]]
+    parity = {"float": _check_float(model, speech).to_dict()}
+
+    prepared = prepare(model, chosen)
+    say(f"calibrating on {len(utterances)} utterances")
+    waves = _Waves(utterances, model.sample_rate)
+    calibrate(prepared, waves, progress=progress)
+    convert(prepared)
+
+    def fill(folder: Path) -> None:
+        say("exporting the quantized graph")
+        save_graph(export_quantized(prepared), folder / GRAPH)
+        say("comparing the graph with its simulation")
+        parity.update(_check_quantized(prepared, folder / GRAPH, speech))
+        _write_json(folder / TOKENIZER, prepared.model.tokenizer.to_dict())
+        _write_json(folder / LAYERS, [row.to_dict() for row in prepared.plan])
+        _write_json(folder / "calibration.json", fingerprints(utterances))
+        (folder / "recipe.toml").write_text(chosen.dumps(), "utf-8")
+        _describe(prepared, folder, parity, len(utterances), sum(waves.seconds)).write_manifest()
+
+    create(output, fill, overwrite=overwrite)
+    return Artifact.load(output)
+
+
+def find_recipe(recipe: Recipe | str | Path, family: str) -> Recipe:
+    """A recipe from itself, a TOML file, a built-in's full name, or a variant's name for ``family``."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Path) or str(recipe).endswith(".toml"):
+        return Recipe.load(recipe)
+    if recipe in builtin_names():
+        return builtin_recipe(*recipe.rsplit("-", 1))
+    return builtin_recipe(family, recipe)
+
+
+def utterances_of(manifest: Manifest) -> list[Utterance]:
+    """Utterances from a manifest's path, or as they are."""
+    return read_manifest(manifest) if isinstance(manifest, str | Path) else list(manifest)
+
+
+class _Waves:
+    """The utterances' samples, loaded one at a time, so that memory does not grow with their number."""
+
+    def __init__(self, utterances: Sequence[Utterance], sample_rate: int) -> None:
+        self._utterances, self._rate = utterances, sample_rate
+        self.seconds: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def __iter__(self) -> Any:
+        for utterance in self._utterances:
+            wave = utterance.load(self._rate)
+            self.seconds.append(len(wave) / self._rate)
+            yield wave
+
+
+def _check_float(model: AsrModel, speech: Sequence[Waveform]) -> Agreement:
+    """Compare the original with its float graph; raises :class:`ArtifactError` when they differ."""
+    original = model.transcriber(chunk_seconds=0).logprobs(speech)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / GRAPH
+        save_graph(export_float(model), path)
+        found = agreement(original, _graph_logprobs(model, path, "onnxruntime", speech))
+    if found.largest_difference > FLOAT_TOLERANCE:
+        raise ArtifactError(
+            f"{model.name}: the float graph differs from the original by {found.largest_difference:.2g} in log-probs, "
+            f"more than {FLOAT_TOLERANCE}: it cannot be exported faithfully"
+        )
+    return found
+
+
+def _check_quantized(prepared: Prepared, graph: Path, speech: Sequence[Waveform]) -> dict[str, Any]:
+    """Compare the quantized graph, on every engine in fp32, with its simulation and with the original."""
+    model = prepared.model
+    original = model.transcriber(chunk_seconds=0).logprobs(speech)
+    with prepared.active(Phase.SIMULATE):
+        simulation = model.transcriber(chunk_seconds=0).logprobs(speech)
+    rows: dict[str, Any] = {"simulation_to_original": agreement(simulation, original).to_dict()}
+    best = 0.0
+    for engine in ENGINES:
+        try:
+            logprobs = _graph_logprobs(model, graph, engine, speech)
+        except EngineError as error:
+            rows[f"quantized_{engine}"] = {"error": str(error)}
+            continue
+        found = agreement(simulation, logprobs)
+        best = max(best, found.same_argmax)
+        rows[f"quantized_{engine}"] = found.to_dict()
+    if best < MIN_AGREEMENT:
+        raise ArtifactError(
+            f"{model.name}: the quantized graph has the simulation's best token in only {best:.1%} of frames, "
+            f"less than {MIN_AGREEMENT:.0%}: the artifact is not kept"
+        )
+    return rows
+
+
+def _graph_logprobs(model: AsrModel, graph: Path, engine: str, speech: Sequence[Waveform]) -> list[NDArray[np.float32]]:
+    acoustic = EngineAcousticModel(load_engine(engine, graph, EngineOptions(compute="fp32")), model.padded_batches)
+    return CtcTranscriber(
+        acoustic,
+        model.frontend,
+        model.tokenizer,
+        name=engine,
+        frame_seconds=model.frame_seconds,
+        min_samples=model.min_samples,
+        chunk_seconds=0,
+    ).logprobs(speech)
+
+
+def _describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: int, seconds: float) -> Artifact:
+    model, recipe = prepared.model, prepared.recipe
+    provenance = {
+        **model.provenance,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quantasr": __version__,
+        "torch": torch.__version__,
+        "calibration": {"utterances": count, "seconds": round(seconds, 1)},
+        "folded_batch_norms": len(prepared.folded),
+    }
+    return Artifact(
+        folder=folder,
+        name=f"{model.name}-{recipe.name}",
+        family=model.family,
+        decoder="ctc",
+        padded_batches=model.padded_batches,
+        frame_seconds=model.frame_seconds,
+        min_samples=model.min_samples,
+        frontend=model.frontend,
+        tokenizer=model.tokenizer,
+        recipe=recipe.to_dict(),
+        provenance=provenance,
+        parity=parity,
+    )
+
+
+def _write_json(path: Path, row: Any) -> None:
+    path.write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,49 @@
+"""Convert: fix every scale and turn weights into integers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantasr.errors import RecipeError
+from quantasr.numerics.qtypes import FLOAT16_FROM
+from quantasr.numerics.quantizers import Phase
+from quantasr.quantize.prepare import Prepared
+
+
+def convert(prepared: Prepared) -> None:
+    """Fix the scales of a calibrated model and compute the integers of its weights, in place.
+
+    From here on, :attr:`Phase.SIMULATE` gives what the exported graph computes. Raises
+    :class:`quantasr.errors.CalibrationError` when an input was never observed.
+    """
+    module = prepared.model.module
+    for quantizer in prepared.inputs.values():
+        quantizer.freeze()
+    for path, weight in prepared.weights.items():
+        weight.phase = Phase.FLOAT
+        weight.freeze(module.get_submodule(path).weight)  # type: ignore[arg-type]
+    if prepared.products is not None:
+        prepared.products.close()
+        for left, right in prepared.products.quantizers.values():
+            left.freeze()
+            right.freeze()
+    if not prepared.weights and not (prepared.products and prepared.products.quantizers):
+        raise RecipeError(f"recipe {prepared.recipe.name!r} quantized nothing: no layer that it names is ever called")
+    if prepared.recipe.float_storage == "fp16":
+        _round_float_weights(prepared)
+
+
+@torch.no_grad()
+def _round_float_weights(prepared: Prepared) -> None:
+    """Give the float rest the values that its float16 storage will hold, so that the simulation has them too."""
+    integers = {id(p) for path in prepared.weights for p in prepared.model.module.get_submodule(path).parameters()}
+    for parameter in prepared.model.module.parameters():
+        if id(parameter) not in integers and fits_float16(parameter):
+            parameter.copy_(parameter.half().float())
+
+
+def fits_float16(weight: Tensor) -> bool:
+    """Whether a float weight is worth storing in float16, and within its range (65504)."""
+    largest = torch.finfo(torch.float16).max
+    return weight.numel() >= FLOAT16_FROM and bool(weight.abs().max() <= largest)

@@ -1,0 +1,247 @@
+"""A recipe: ordered rules that say, by module path and layer kind, how each layer is quantized."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from quantasr.errors import RecipeError
+from quantasr.numerics.observers import observer_factory
+from quantasr.numerics.qtypes import QType
+
+FORMAT = 1
+MODES = ("static", "dynamic", "weight_only", "float")
+LAYER_KINDS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "embedding")
+COMPUTE = ("auto", "fp32", "bf16")
+ENGINES = ("auto", "onnxruntime", "openvino")
+FLOAT_STORAGE = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """How one layer is quantized; the observers are names from :data:`quantasr.numerics.observers.OBSERVERS`.
+
+    ``static``: weight and input, the input's scale from calibration. ``dynamic``: weight and input, the input's
+    scale from each call. ``weight_only``: the weight alone. ``float``: neither.
+    """
+
+    mode: str = "static"
+    weight: QType = QType(8, True, "per_channel")
+    input: QType = QType(8, False, "per_tensor")
+    weight_observer: str = "min_max"
+    input_observer: str = "percentile(99.999)"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise RecipeError(f"mode = {self.mode!r}: choose one of {', '.join(MODES)}")
+        observer_factory(self.weight_observer)
+        observer_factory(self.input_observer)
+        if self.mode in ("static", "dynamic") and self.input.granularity != "per_tensor":
+            raise RecipeError(
+                f"input granularity = {self.input.granularity!r}: a layer's input has one scale, per_tensor"
+            )
+        if self.mode == "dynamic" and (self.input.bits, self.input.symmetric) != (8, False):
+            raise RecipeError(f"mode dynamic quantizes inputs as int8 affine, not {self.input}")
+
+    def updated(self, table: dict[str, Any], where: str) -> QConfig:
+        """A copy with the keys of a TOML table (``mode``, ``weight``, ``input``) replaced."""
+        mode = table.get("mode", self.mode)
+        weight, weight_observer = _tensor(self.weight, self.weight_observer, table.get("weight", {}), where)
+        input_, input_observer = _tensor(self.input, self.input_observer, table.get("input", {}), where)
+        try:
+            return QConfig(mode, weight, input_, weight_observer, input_observer)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that :meth:`updated` reads."""
+        row: dict[str, Any] = {"mode": self.mode}
+        if self.mode != "float":
+            row["weight"] = {**self.weight.to_dict(), "observer": self.weight_observer}
+        if self.mode in ("static", "dynamic"):
+            row["input"] = {**self.input.to_dict(), "observer": self.input_observer}
+        return row
+
+    def __str__(self) -> str:
+        if self.mode == "float":
+            return "float"
+        activations = f"a{self.input.bits}" if self.mode in ("static", "dynamic") else "a16f"
+        return f"{self.mode} w{self.weight.bits}{activations if activations != 'a16f' else ''}"
+
+
+FLOAT = QConfig(mode="float")
+
+
+def _tensor(qtype: QType, observer: str, table: dict[str, Any], where: str) -> tuple[QType, str]:
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where}: weight and input are tables, like {{ bits = 8, symmetric = true }}")
+    _only(table, {"bits", "symmetric", "granularity", "group_size", "observer"}, where)
+    granularity = table.get("granularity", qtype.granularity)
+    group = table.get("group_size", qtype.group_size if granularity == "per_group" else None)
+    try:
+        new = QType(table.get("bits", qtype.bits), table.get("symmetric", qtype.symmetric), granularity, group)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    return new, str(table.get("observer", observer))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Layers whose path matches ``match`` and whose kind is ``kind`` (any, when None) get ``changes``.
+
+    ``match`` is a shell pattern over the dotted module path, where ``*`` also crosses dots. A rule that matches
+    no layer is an error unless ``optional``.
+    """
+
+    match: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    kind: str | None = None
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in LAYER_KINDS:
+            raise RecipeError(f"rule {self.match!r}: kind = {self.kind!r}: choose one of {', '.join(LAYER_KINDS)}")
+
+    def matches(self, path: str, kind: str) -> bool:
+        """Whether the rule speaks of the layer at ``path``."""
+        return (self.kind is None or self.kind == kind) and fnmatchcase(path, self.match)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rule as a TOML table."""
+        row: dict[str, Any] = {"match": self.match}
+        if self.kind is not None:
+            row["kind"] = self.kind
+        if self.optional:
+            row["optional"] = True
+        return {**row, **self.changes}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a quantized model.
+
+    ``rules`` are read in order and the last that matches a layer wins; a layer that none matches stays float,
+    and so does one whose path matches a pattern in ``exclude``. ``defaults`` fills what a rule leaves open.
+    ``attention_products`` quantizes the two matrix products inside attention. ``compute`` is the type in which
+    the float rest runs, ``float_storage`` the type in which it is stored; ``engine`` is the one to run on.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    defaults: QConfig = QConfig()
+    exclude: tuple[str, ...] = ()
+    attention_products: bool = False
+    compute: str = "auto"
+    float_storage: str = "fp32"
+    engine: str = "auto"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        for key, value, choices in (
+            ("compute", self.compute, COMPUTE),
+            ("float_storage", self.float_storage, FLOAT_STORAGE),
+            ("engine", self.engine, ENGINES),
+        ):
+            if value not in choices:
+                raise RecipeError(f"recipe {self.name!r}: {key} = {value!r}: choose one of {', '.join(choices)}")
+        for rule in self.rules:
+            self.defaults.updated(rule.changes, f"recipe {self.name!r}, rule {rule.match!r}")
+
+    def qconfig(self, path: str, kind: str) -> QConfig:
+        """What the recipe says of the layer of ``kind`` at ``path``."""
+        if any(fnmatchcase(path, pattern) for pattern in self.exclude):
+            return FLOAT
+        found = FLOAT
+        for rule in self.rules:
+            if rule.matches(path, kind):
+                found = self.defaults.updated(rule.changes, f"rule {rule.match!r}")
+        return found
+
+    def check_used(self, layers: dict[str, str]) -> None:
+        """Raise :class:`RecipeError` unless every rule and exclusion, and the whole, match some of ``{path: kind}``."""
+        example = ", ".join(list(layers)[:3])
+        for rule in self.rules:
+            if not rule.optional and not any(rule.matches(path, kind) for path, kind in layers.items()):
+                raise RecipeError(
+                    f"recipe {self.name!r}: rule {rule.match!r} matches no layer; paths look like {example} "
+                    "(mark it optional = true if that is meant)"
+                )
+        for pattern in self.exclude:
+            if not any(fnmatchcase(path, pattern) for path in layers):
+                raise RecipeError(
+                    f"recipe {self.name!r}: exclude {pattern!r} matches no layer; paths look like {example}"
+                )
+        if not self.attention_products and all(self.qconfig(p, k).mode == "float" for p, k in layers.items()):
+            raise RecipeError(f"recipe {self.name!r} leaves every layer float: nothing would be quantized")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary that :meth:`from_dict` reads back to an equal recipe."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "description": self.description,
+            "engine": self.engine,
+            "compute": self.compute,
+            "float_storage": self.float_storage,
+            "attention_products": self.attention_products,
+            "exclude": list(self.exclude),
+            "defaults": self.defaults.to_dict(),
+            "rules": [rule.to_dict() for rule in self.rules],
+        }
+
+    @classmethod
+    def from_dict(cls, table: dict[str, Any], where: str = "recipe") -> Recipe:
+        """Build and check a recipe; raises :class:`RecipeError` naming ``where`` and the key."""
+        _only(table, set(cls("x", ()).to_dict()), where)
+        if table.get("format") != FORMAT:
+            raise RecipeError(f"{where}: format = {table.get('format')!r}: this quantasr reads format = {FORMAT}")
+        rules = []
+        for i, row in enumerate(table.get("rules", []), 1):
+            at = f"{where}, rule {i}"
+            if not isinstance(row, dict) or not isinstance(row.get("match"), str):
+                raise RecipeError(f'{at}: needs match = "a pattern of module paths"')
+            _only(row, {"match", "kind", "optional", "mode", "weight", "input"}, at)
+            changes = {k: v for k, v in row.items() if k in ("mode", "weight", "input")}
+            rules.append(Rule(row["match"], changes, row.get("kind"), bool(row.get("optional", False))))
+        defaults = table.get("defaults", {})
+        _only(defaults, {"mode", "weight", "input"}, f"{where}, defaults")
+        return cls(
+            name=str(table.get("name", "unnamed")),
+            rules=tuple(rules),
+            defaults=QConfig().updated(defaults, f"{where}, defaults"),
+            exclude=tuple(table.get("exclude", ())),
+            attention_products=bool(table.get("attention_products", False)),
+            compute=table.get("compute", "auto"),
+            float_storage=table.get("float_storage", "fp32"),
+            engine=table.get("engine", "auto"),
+            description=str(table.get("description", "")),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a TOML file."""
+        path = Path(path)
+        try:
+            text = path.read_text("utf-8")
+        except OSError as error:
+            raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
+        try:
+            return cls.from_dict(tomllib.loads(text), str(path))
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{path}: not TOML: {error}") from None
+
+    def dumps(self) -> str:
+        """The recipe as TOML text."""
+        return tomli_w.dumps(self.to_dict())
+
+
+def _only(table: dict[str, Any], known: set[str], where: str) -> None:
+    """Refuse a misspelt key instead of ignoring it."""
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise RecipeError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")

@@ -1,0 +1,67 @@
+"""Run an artifact: graph, engine, frontend, tokenizer and decoder put together, without PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantasr.artifact import Artifact
+from quantasr.engines import EngineOptions, load_engine
+from quantasr.engines.engine import Engine
+from quantasr.engines.selection import fastest
+from quantasr.speech.ctc import CtcTranscriber
+
+
+class EngineAcousticModel:
+    """A graph on an engine, as the acoustic half of a :class:`CtcTranscriber`."""
+
+    def __init__(self, engine: Engine, padded_batches: bool) -> None:
+        self.engine = engine
+        self.padded_batches = padded_batches
+
+    def __call__(
+        self, features: NDArray[np.float32], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        logprobs, counts = self.engine.run(features, lengths)
+        if counts is None:
+            counts = np.full(len(logprobs), logprobs.shape[1], dtype=np.int64)
+        return logprobs, counts
+
+
+def load(
+    artifact: str | Path | Artifact,
+    *,
+    engine: str | None = None,
+    threads: int = 0,
+    compute: str | None = None,
+    verify: bool = True,
+    **options: Any,
+) -> CtcTranscriber:
+    """Load an artifact folder as a recogniser.
+
+    ``engine`` and ``compute`` default to the recipe's; ``auto`` measures the engines on this machine once and
+    remembers the fastest. ``options`` are those of :class:`CtcTranscriber`: ``decoder``, ``chunk_seconds``,
+    ``batch_size`` and so on. Raises :class:`quantasr.errors.ArtifactError` or :class:`quantasr.errors.EngineError`.
+    """
+    if not isinstance(artifact, Artifact):
+        artifact = Artifact.load(artifact, verify=verify)
+    wanted = EngineOptions(threads, compute or artifact.compute)
+    name = engine or artifact.engine
+    if name == "auto":
+        name, wanted = fastest(artifact, wanted)
+    loaded = load_engine(name, artifact.graph, wanted)
+    return transcriber(artifact, loaded, **options)
+
+
+def transcriber(artifact: Artifact, engine: Engine, **options: Any) -> CtcTranscriber:
+    """An artifact on an engine that is loaded already."""
+    options = {
+        "name": f"{artifact.name} [{engine.name} {engine.compute}]",
+        "frame_seconds": artifact.frame_seconds,
+        "min_samples": artifact.min_samples,
+    } | options
+    acoustic = EngineAcousticModel(engine, artifact.padded_batches)
+    return CtcTranscriber(acoustic, artifact.frontend, artifact.tokenizer, **options)
