@@ -1,0 +1,16 @@
+"""Lists of utterances: which recording, which part of it, and what was said."""
+
+from quantasr.speech.manifest.overlap import check_disjoint
+from quantasr.speech.manifest.read import FORMATS, detect_format, read_manifest
+from quantasr.speech.manifest.utterance import Utterance, require_texts
+from quantasr.speech.manifest.write import write_manifest
+
+__all__ = [
+    "FORMATS",
+    "Utterance",
+    "check_disjoint",
+    "detect_format",
+    "read_manifest",
+    "require_texts",
+    "write_manifest",
+]
