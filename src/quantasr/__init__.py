@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quantasr.runtime import load as load
     from quantasr.sources import load_model as load_model
 
-__version__ = "0.1.0"
+from quantasr.version import __version__
 
 # Where each verb lives. They are imported when first used, so that the runtime's verbs need no PyTorch.
 _VERBS = {

@@ -20,16 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantasr import __version__
 from quantasr.errors import ArtifactError
 from quantasr.speech.frontend import Frontend, frontend_from_dict
 from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.version import __version__
 
 FORMAT = 1
 MANIFEST = "artifact.json"
 GRAPH = "graph.onnx"
 TOKENIZER = "tokenizer.json"
 LAYERS = "layers.json"
+CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Artifact:
     def layers(self) -> list[dict[str, Any]]:
         """A row for each layer of the model: path, kind, how it is quantized or why not."""
         rows: list[dict[str, Any]] = _read_json(self.folder / LAYERS)
+        return rows
+
+    def calibration(self) -> list[dict[str, Any]]:
+        """Fingerprints of the recordings that it was calibrated on."""
+        rows: list[dict[str, Any]] = _read_json(self.folder / CALIBRATION)
         return rows
 
     @classmethod

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantasr import __version__
-from quantasr.artifact import GRAPH, LAYERS, TOKENIZER, Artifact, check_target, create
+from quantasr.artifact import CALIBRATION, GRAPH, LAYERS, TOKENIZER, Artifact, check_target, create
 from quantasr.engines import ENGINES, EngineOptions, load_engine
 from quantasr.errors import ArtifactError, CalibrationError, EngineError
 from quantasr.export import export_float, export_quantized, save_graph
@@ -28,6 +27,7 @@ from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.manifest import Utterance, check_disjoint, read_manifest
 from quantasr.speech.manifest.fingerprint import fingerprints
 from quantasr.speech.transcript import Waveform
+from quantasr.version import __version__
 
 FLOAT_TOLERANCE = 1e-3
 """Largest difference of log-probs allowed between the original and its float graph."""
@@ -96,7 +96,7 @@ def quantize(
         parity.update(_check_quantized(prepared, folder / GRAPH, speech))
         _write_json(folder / TOKENIZER, prepared.model.tokenizer.to_dict())
         _write_json(folder / LAYERS, [row.to_dict() for row in prepared.plan])
-        _write_json(folder / "calibration.json", fingerprints(utterances))
+        _write_json(folder / CALIBRATION, fingerprints(utterances))
         (folder / "recipe.toml").write_text(chosen.dumps(), "utf-8")
         _describe(prepared, folder, parity, len(utterances), sum(waves.seconds)).write_manifest()
 

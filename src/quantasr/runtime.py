@@ -31,6 +31,22 @@ class EngineAcousticModel:
         return logprobs, counts
 
 
+class ArtifactTranscriber(CtcTranscriber):
+    """An artifact on an engine, as a recogniser."""
+
+    def __init__(self, artifact: Artifact, engine: Engine, **options: Any) -> None:
+        """``options`` are those of :class:`CtcTranscriber`."""
+        defaults: dict[str, Any] = {
+            "name": f"{artifact.name} [{engine.name} {engine.compute}]",
+            "frame_seconds": artifact.frame_seconds,
+            "min_samples": artifact.min_samples,
+        }
+        acoustic = EngineAcousticModel(engine, artifact.padded_batches)
+        super().__init__(acoustic, artifact.frontend, artifact.tokenizer, **(defaults | options))
+        self.artifact = artifact
+        self.engine = engine
+
+
 def load(
     artifact: str | Path | Artifact,
     *,
@@ -39,7 +55,7 @@ def load(
     compute: str | None = None,
     verify: bool = True,
     **options: Any,
-) -> CtcTranscriber:
+) -> ArtifactTranscriber:
     """Load an artifact folder as a recogniser.
 
     ``engine`` and ``compute`` default to the recipe's; ``auto`` measures the engines on this machine once and
@@ -52,16 +68,4 @@ def load(
     name = engine or artifact.engine
     if name == "auto":
         name, wanted = fastest(artifact, wanted)
-    loaded = load_engine(name, artifact.graph, wanted)
-    return transcriber(artifact, loaded, **options)
-
-
-def transcriber(artifact: Artifact, engine: Engine, **options: Any) -> CtcTranscriber:
-    """An artifact on an engine that is loaded already."""
-    options = {
-        "name": f"{artifact.name} [{engine.name} {engine.compute}]",
-        "frame_seconds": artifact.frame_seconds,
-        "min_samples": artifact.min_samples,
-    } | options
-    acoustic = EngineAcousticModel(engine, artifact.padded_batches)
-    return CtcTranscriber(acoustic, artifact.frontend, artifact.tokenizer, **options)
+    return ArtifactTranscriber(artifact, load_engine(name, artifact.graph, wanted), **options)

@@ -14,6 +14,7 @@ import torch
 
 from quantasr.export.lower import lower
 from quantasr.export.tidy import store_float16, tidy
+from quantasr.numerics.fake_quantize import DOMAIN
 from quantasr.numerics.quantizers import Phase
 from quantasr.quantize.prepare import Prepared
 from quantasr.sources.asr_model import AsrModel, evaluating
@@ -34,7 +35,7 @@ def export_float(model: AsrModel) -> onnx.ModelProto:
 def export_quantized(prepared: Prepared) -> onnx.ModelProto:
     """A converted model as a QDQ graph, weights stored as integers."""
     with prepared.active(Phase.SIMULATE):
-        graph = _trace(prepared.model)
+        graph = _trace(prepared.model, custom={DOMAIN: 1})
     tidy(graph)
     lower(graph)
     graph = _finish(graph, prepared.model)
@@ -56,7 +57,7 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     return len(tensor.raw_data) if tensor.HasField("raw_data") else tensor.ByteSize()
 
 
-def _trace(model: AsrModel) -> onnx.ModelProto:
+def _trace(model: AsrModel, custom: dict[str, int] | None = None) -> onnx.ModelProto:
     inputs = model.probe(seconds=1.5, batch=2 if model.padded_batches else 1)
     names = ["features", "lengths"][: len(inputs)]
     outputs = ["logprobs", "frame_counts"][: len(inputs)]
@@ -79,7 +80,7 @@ def _trace(model: AsrModel) -> onnx.ModelProto:
                 input_names=names,
                 output_names=outputs,
                 dynamic_axes={name: axes[name] for name in names + outputs},
-                custom_opsets={"quantasr": 1},
+                custom_opsets=custom,
             )
         return onnx.load(str(path))
 

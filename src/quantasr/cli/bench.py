@@ -1,0 +1,70 @@
+"""``quantasr bench``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from quantasr.cli.options import add_command, add_trust
+from quantasr.cli.output import say, show, write_json
+
+_EXAMPLES = """\
+  quantasr bench out/ --threads 2
+  quantasr bench out-default/ out-fast/ --original ./my-model --audio speech.wav --rounds 30
+"""
+
+
+def add(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the subcommand."""
+    command = add_command(
+        subparsers, "bench", "Time, memory, size and int8 share on every engine, interleaved in one run.", _EXAMPLES
+    )
+    command.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT")
+    command.add_argument("--original", metavar="MODEL", help="the model that they were made from, timed in PyTorch")
+    command.add_argument("--audio", type=Path, metavar="FILE", help="default: 10 s of noise")
+    command.add_argument(
+        "--seconds", type=float, default=10.0, help="length of the noise, or of the audio at most (10)"
+    )
+    command.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
+    command.add_argument("--rounds", type=int, default=15, metavar="N", help="turns that count (15)")
+    command.add_argument("--no-memory", action="store_true", help="skip the processes that measure memory")
+    add_trust(command)
+    return command
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Time everything, and show one table."""
+    import numpy as np
+
+    from quantasr.artifact import Artifact
+    from quantasr.measure.bench import bench
+    from quantasr.measure.report import bench_table
+    from quantasr.speech.audio import load_audio
+
+    artifacts = [Artifact.load(folder) for folder in arguments.artifacts]
+    rate = artifacts[0].frontend.sample_rate
+    if arguments.audio is not None:
+        wave = load_audio(arguments.audio, rate)[: round(arguments.seconds * rate)]
+    else:
+        wave = np.random.default_rng(0).normal(0, 0.1, round(arguments.seconds * rate)).astype(np.float32)
+    original = None
+    if arguments.original:
+        from quantasr.measure.original import load_original
+
+        original = load_original(arguments.original, arguments.threads, trust=arguments.trust)
+    say(f"timing {len(artifacts)} artifacts on {len(wave) / rate:.1f} s of audio")
+    rows = bench(
+        artifacts,
+        wave,
+        original=original,
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        memory=not arguments.no_memory,
+        progress=True,
+    )
+    if arguments.json:
+        write_json([row.to_dict() for row in rows])
+    else:
+        show(bench_table(rows))
+    return 0

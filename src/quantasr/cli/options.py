@@ -1,0 +1,80 @@
+"""Options that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from quantasr.artifact import MANIFEST
+from quantasr.engines import ENGINES
+from quantasr.engines.engine import COMPUTE
+from quantasr.speech.ctc import CtcTranscriber
+
+
+def add_command(subparsers: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    """A subcommand with a summary and examples, and ``--json``, which all have."""
+    command: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    return command
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """``--engine``, ``--compute`` and ``--threads``."""
+    command.add_argument("--engine", choices=["auto", *ENGINES], help="default: what the recipe says; auto measures")
+    command.add_argument("--compute", choices=COMPUTE, help="type of the float rest; default: what the recipe says")
+    command.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
+
+
+def add_decoder(command: argparse.ArgumentParser) -> None:
+    """``--lm`` and the options of the beam search."""
+    group = command.add_argument_group("decoding", "greedy, unless --lm or --beam-width asks for beam search")
+    group.add_argument("--lm", type=Path, metavar="FILE", help="KenLM n-gram, ARPA or binary")
+    group.add_argument("--beam-width", type=int, metavar="N", help="beam search with N beams (64 with --lm)")
+    group.add_argument("--alpha", type=float, default=0.5, help="weight of the language model (0.5)")
+    group.add_argument("--beta", type=float, default=1.5, help="bonus for each word (1.5)")
+
+
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """``--trust``."""
+    command.add_argument(
+        "--trust", action="store_true", help="allow what runs code while it is read: pickled weights, piped wav.scp"
+    )
+
+
+def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The ``decoder`` that the options ask for, as a keyword argument; empty for greedy."""
+    if arguments.lm is None and arguments.beam_width is None:
+        return {}
+    from quantasr.speech.beam import BeamDecoder
+
+    width = arguments.beam_width or 64
+    return {"decoder": BeamDecoder(beam_width=width, alpha=arguments.alpha, beta=arguments.beta, lm=arguments.lm)}
+
+
+def is_artifact(where: str) -> bool:
+    """Whether ``where`` is an artifact folder, and not a model in its own framework."""
+    return (Path(where) / MANIFEST).is_file()
+
+
+def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -> CtcTranscriber:
+    """An artifact on the engine that the options name, or an original model in PyTorch."""
+    options = decoder_options(arguments) | options
+    if is_artifact(where):
+        from quantasr.runtime import load
+
+        return load(where, engine=arguments.engine, compute=arguments.compute, threads=arguments.threads, **options)
+    import quantasr
+
+    model = quantasr.load_model(where, trust=arguments.trust)
+    if arguments.threads:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    return model.transcriber(name=f"{model.name} [PyTorch fp32]", **options)

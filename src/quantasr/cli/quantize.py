@@ -1,0 +1,57 @@
+"""``quantasr quantize``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from quantasr.cli.options import add_command, add_trust
+from quantasr.cli.output import say, show, write_json
+
+_EXAMPLES = """\
+  quantasr quantize facebook/wav2vec2-base-960h out/ --calibration calibration.jsonl
+  quantasr quantize ./my-model out/ --calibration LibriSpeech/dev-clean --recipe fast --limit 64
+  quantasr quantize ./my-model out/ --calibration data/train --recipe mine.toml --evaluation data/test
+"""
+
+
+def add(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the subcommand."""
+    command = add_command(subparsers, "quantize", "Quantize a trained recogniser into an artifact folder.", _EXAMPLES)
+    command.add_argument("model", help="folder or hub id of a Hugging Face CTC model")
+    command.add_argument("output", type=Path, help="folder to write the artifact to")
+    command.add_argument("--calibration", required=True, metavar="MANIFEST", help="speech to find the scales on")
+    command.add_argument("--recipe", default="default", help="default, fast, or a TOML file (default: default)")
+    command.add_argument("--evaluation", metavar="MANIFEST", help="refuse to calibrate on any of this speech")
+    command.add_argument(
+        "--limit", type=int, default=128, metavar="N", help="calibrate on the first N utterances (128)"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace an artifact that is there")
+    add_trust(command)
+    return command
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Quantize, and show what came out."""
+    import quantasr
+
+    artifact = quantasr.quantize(
+        arguments.model,
+        arguments.output,
+        calibration=arguments.calibration,
+        recipe=arguments.recipe,
+        evaluation=arguments.evaluation,
+        limit=arguments.limit,
+        overwrite=arguments.overwrite,
+        trust=arguments.trust,
+        progress=True,
+        say=say,
+    )
+    if arguments.json:
+        write_json({"artifact": str(artifact.folder), "size_bytes": artifact.size, "parity": artifact.parity})
+    else:
+        from quantasr.measure.report import artifact_table
+
+        show(artifact_table(artifact))
+    return 0

@@ -1,0 +1,67 @@
+"""``quantasr transcribe``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from quantasr.cli.options import add_command, add_decoder, add_engine, add_trust, open_recogniser
+from quantasr.cli.output import say, write_json
+from quantasr.errors import AudioError
+
+_EXAMPLES = """\
+  quantasr transcribe out/ speech.wav
+  quantasr transcribe out/ *.flac --json --threads 2
+  quantasr transcribe out/ lecture.mp3 --words --engine openvino
+"""
+
+
+def add(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the subcommand."""
+    command = add_command(
+        subparsers, "transcribe", "Transcribe audio files of any length, rate and channel count.", _EXAMPLES
+    )
+    command.add_argument("model", help="artifact folder (no PyTorch needed), or original model")
+    command.add_argument("audio", nargs="+", type=Path, metavar="FILE")
+    command.add_argument("--words", action="store_true", help="one word a line with its start and end in seconds")
+    command.add_argument("--stats", action="store_true", help="with --json: a last line with load time and peak memory")
+    command.add_argument("--chunk", type=float, default=30.0, metavar="SECONDS", help="window for long files (30)")
+    add_engine(command)
+    add_decoder(command)
+    add_trust(command)
+    return command
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Transcribe every file; one that cannot be read is reported and the rest goes on."""
+    begin = time.perf_counter()
+    recogniser = open_recogniser(arguments.model, arguments, chunk_seconds=arguments.chunk)
+    loaded = time.perf_counter() - begin
+    failed = 0
+    for path in arguments.audio:
+        start = time.perf_counter()
+        try:
+            transcript = recogniser.transcribe_file(path)
+        except AudioError as error:
+            failed += 1
+            say(f"quantasr: {error}")
+            continue
+        if arguments.json:
+            seconds = time.perf_counter() - start
+            write_json({"audio": str(path), **transcript.to_dict(), "processing_seconds": round(seconds, 4)})
+        elif arguments.words:
+            for word in transcript.words:
+                print(f"{path}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}")
+        else:
+            print(transcript.text if len(arguments.audio) == 1 else f"{path}\t{transcript.text}")
+    if arguments.stats:
+        from quantasr.measure.footprint import peak_memory
+
+        whole = time.perf_counter() - begin
+        stats = {"peak_bytes": peak_memory(), "load_seconds": round(loaded, 4), "process_seconds": round(whole, 4)}
+        write_json({"stats": {**stats, "recogniser": recogniser.name}})
+    if failed == len(arguments.audio):
+        return 1
+    return 3 if failed else 0

@@ -1,0 +1,1 @@
+"""Measure: error rates, times, memory, and what the engine really executes."""

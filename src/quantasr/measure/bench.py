@@ -1,0 +1,104 @@
+"""Speed, memory, size and int8 share of an artifact on every engine, beside the original it was made from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from quantasr.artifact import Artifact
+from quantasr.engines import EngineOptions, load_engine
+from quantasr.engines.selection import candidates
+from quantasr.measure.audit import audit
+from quantasr.measure.footprint import Footprint, footprint
+from quantasr.measure.latency import Ratio, Timing, ratio, time_interleaved
+from quantasr.runtime import ArtifactTranscriber
+from quantasr.speech.transcript import Transcriber, Waveform
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One system: its times, as a ratio to the first system's, and what it needs."""
+
+    label: str
+    timing: Timing
+    ratio: Ratio
+    size: int
+    threads: int
+    footprint: Footprint | None = None
+    int8_share: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {
+            "label": self.label,
+            "threads": self.threads,
+            **self.timing.to_dict(),
+            "ratio_to_first": self.ratio.to_dict(),
+            "size_bytes": self.size,
+            "footprint": None if self.footprint is None else self.footprint.to_dict(),
+            "int8_share": self.int8_share,
+        }
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model that the artifacts were made from, loaded and running in its own framework."""
+
+    where: str
+    transcriber: Transcriber
+    size: int
+
+
+def bench(
+    artifacts: Sequence[Artifact],
+    wave: Waveform,
+    *,
+    original: Original | None = None,
+    threads: int = 0,
+    rounds: int = 15,
+    memory: bool = True,
+    progress: bool = False,
+) -> list[BenchRow]:
+    """Time ``wave`` (mono, at the model's rate) on the original and on every engine and compute type, interleaved.
+
+    ``memory`` starts one more process for each system to see its peak memory and load time.
+    """
+    options = EngineOptions(threads)
+    systems: list[Transcriber] = [original.transcriber] if original else []
+    labels = ["original (PyTorch)"] if original else []
+    sizes = [original.size] if original else []
+    arguments: list[list[str]] = [[original.where]] if original else []
+    shares: list[float | None] = [None] if original else []
+    for artifact in artifacts:
+        for name, chosen in candidates(options):
+            engine = load_engine(name, artifact.graph, chosen)
+            systems.append(ArtifactTranscriber(artifact, engine, chunk_seconds=0))
+            labels.append(f"{artifact.name} {name} {chosen.compute}")
+            sizes.append(artifact.size)
+            arguments.append([str(artifact.folder), "--engine", name, "--compute", chosen.compute])
+            shares.append(
+                audit(artifact, engine, seconds=min(10.0, len(wave) / artifact.frontend.sample_rate)).int8_share
+            )
+    timings = time_interleaved(systems, wave, rounds=rounds, progress=progress)
+    prints: list[Footprint | None] = [None] * len(systems)
+    if memory:
+        prints = _footprints(arguments, wave, systems[0].sample_rate, options.thread_count)
+    return [
+        BenchRow(label, timing, ratio(timing, timings[0]), size, options.thread_count, needs, share)
+        for label, timing, size, needs, share in zip(labels, timings, sizes, prints, shares, strict=True)
+    ]
+
+
+def _footprints(
+    arguments: Sequence[list[str]], wave: Waveform, sample_rate: int, threads: int
+) -> list[Footprint | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.wav"
+        soundfile.write(path, np.clip(wave, -1, 1), sample_rate, subtype="PCM_16")
+        return [footprint([*some, str(path), "--threads", str(threads)]) for some in arguments]

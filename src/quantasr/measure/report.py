@@ -1,0 +1,142 @@
+"""Tables of results for people; every figure comes from the result objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from quantasr.artifact import Artifact
+from quantasr.measure.audit import Audit
+from quantasr.measure.bench import BenchRow
+from quantasr.measure.evaluate import Evaluation
+from quantasr.speech.scoring import Score
+
+
+def _table(title: str, *columns: str, caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage with two decimals."""
+    return f"{100 * value:.2f} %"
+
+
+def megabytes(size: int) -> str:
+    """Bytes as megabytes (10^6)."""
+    return f"{size / 1e6:.1f} MB" if size < 100e6 else f"{size / 1e6:.0f} MB"
+
+
+def _rate(score: Score) -> str:
+    low, high = score.interval
+    return f"{100 * score.rate:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """Error rates with counts and intervals, RTF, and each system's difference from the first."""
+    first = evaluation.results[0]
+    words = first.wer.counts.reference_length
+    table = _table(
+        f"{len(first.utterances)} utterances, {words} words, {first.audio_seconds / 60:.1f} min",
+        *("system", "WER [95 %]", "S", "D", "I", "CER", "RTF", "WER − first [95 %]"),
+        caption="RTF: processing time ÷ audio time, lower is better. Difference: paired bootstrap, in points.",
+    )
+    differences = [""]
+    for pair in evaluation.against_first():
+        low, high = pair.interval
+        differences.append(f"{100 * pair.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
+    for result, difference in zip(evaluation.results, differences, strict=True):
+        counts = result.wer.counts
+        table.add_row(
+            escape(result.system),
+            _rate(result.wer),
+            str(counts.substitutions),
+            str(counts.deletions),
+            str(counts.insertions),
+            percent(result.cer.rate),
+            f"{result.rtf:.4f}",
+            difference,
+        )
+    return table
+
+
+def bench_table(rows: Sequence[BenchRow]) -> Table:
+    """Times as ratios to the first row, memory, size and int8 share."""
+    timing = rows[0].timing
+    table = _table(
+        f"{timing.audio_seconds:.1f} s of audio, batch 1, {rows[0].threads} threads, "
+        f"{len(timing.seconds)} turns interleaved",
+        *(
+            "system",
+            "RTF",
+            "p50",
+            "p95",
+            f"time ÷ {rows[0].label} [quartiles]",
+            "load",
+            "peak memory",
+            "size",
+            "int8 MACs",
+        ),
+        caption="RTF: processing time ÷ audio time, lower is better. int8 MACs: share of all multiply-accumulates, "
+        "as the engine reports its kernels.",
+    )
+    for row in rows:
+        table.add_row(
+            escape(row.label),
+            f"{row.timing.rtf:.4f}",
+            f"{row.timing.p50 * 1e3:.1f} ms",
+            f"{row.timing.p95 * 1e3:.1f} ms",
+            str(row.ratio),
+            "" if row.footprint is None else f"{row.footprint.load_seconds:.2f} s",
+            "" if row.footprint is None else megabytes(row.footprint.peak_bytes),
+            megabytes(row.size),
+            "" if row.int8_share is None else percent(row.int8_share),
+        )
+    return table
+
+
+def audit_table(audit: Audit) -> Table:
+    """Each layer: planned, executed, share of the work, and why it stayed float."""
+    share = ", ".join(f"{percent(value)} {name}" for name, value in audit.share.items())
+    table = _table(
+        f"{audit.engine} ({audit.compute}): multiply-accumulates {share}",
+        *("layer", "kind", "recipe", "executed in", "share of MACs", "why float"),
+    )
+    for layer in audit.layers:
+        table.add_row(
+            escape(layer.path),
+            layer.kind,
+            layer.planned,
+            layer.executed,
+            percent(layer.macs / audit.macs),
+            layer.reason,
+        )
+    return table
+
+
+def artifact_table(artifact: Artifact) -> Table:
+    """What an artifact is and the figures recorded when it was made."""
+    table = Table(title=escape(str(artifact.folder)), title_justify="left", show_header=False)
+    provenance, recipe = artifact.provenance, artifact.recipe
+    calibration = provenance.get("calibration", {})
+    rows = {
+        "name": artifact.name,
+        "model": f"{provenance.get('model')} ({provenance.get('architecture')}, "
+        f"{provenance.get('parameters', 0):,} parameters)",
+        "recipe": f"{recipe['name']}: {recipe['description']}",
+        "calibrated on": f"{calibration.get('utterances')} utterances, {calibration.get('seconds')} s",
+        "size": megabytes(artifact.size),
+        "created": f"{provenance.get('created')} by quantasr {provenance.get('quantasr')}",
+    }
+    for name, row in artifact.parity.items():
+        rows[f"parity {name}"] = row.get("error") or (
+            f"largest difference {row['largest_difference']:.2g}, "
+            f"same best token in {row['same_argmax']:.2%} of {row['frames']} frames"
+        )
+    for name, text in rows.items():
+        table.add_row(name, escape(text))
+    return table
