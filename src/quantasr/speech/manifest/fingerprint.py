@@ -12,16 +12,17 @@ from quantasr.speech.manifest.utterance import Utterance
 
 
 def fingerprints(utterances: Iterable[Utterance]) -> list[dict[str, Any]]:
-    """A row for each utterance: SHA-256 of its audio file, and the segment of it in seconds (None: to the end)."""
-    digests: dict[Path, str] = {}
+    """A row for each utterance: SHA-256 of its audio file (or command), and the segment of it in seconds (None: to the end)."""
+    digests: dict[str | Path, str] = {}
     rows = []
     for utterance in utterances:
-        if utterance.audio not in digests:
-            digests[utterance.audio] = _digest(utterance)
+        recording = utterance.command or utterance.audio
+        if recording not in digests:
+            digests[recording] = _digest(utterance)
         rows.append(
             {
                 "id": utterance.id,
-                "sha256": digests[utterance.audio],
+                "sha256": digests[recording],
                 "start": utterance.start,
                 "duration": utterance.duration,
             }
@@ -30,7 +31,7 @@ def fingerprints(utterances: Iterable[Utterance]) -> list[dict[str, Any]]:
 
 
 def check_not_among(known: Sequence[dict[str, Any]], utterances: Sequence[Utterance], what: str) -> None:
-    """Raise :class:`ManifestError` when an utterance overlaps one of the ``known`` fingerprints; ``what`` names those."""
+    """Raise :class:`ManifestError` when an utterance overlaps a ``known`` fingerprint; ``what`` names those."""
     by_digest: dict[str, list[dict[str, Any]]] = {}
     for row in known:
         by_digest.setdefault(row["sha256"], []).append(row)
@@ -52,6 +53,9 @@ def _overlap(left: dict[str, Any], right: dict[str, Any]) -> bool:
 
 
 def _digest(utterance: Utterance) -> str:
+    if utterance.command is not None:
+        # What a command writes is not worth running it for; the same command is the same recording.
+        return hashlib.sha256(utterance.command.encode()).hexdigest()
     try:
         with utterance.audio.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
