@@ -1,0 +1,156 @@
+"""From token ids to text and words, as the model's own processor does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from quantasr.errors import ArtifactError
+
+WORD_START = "\u2581"
+"""SentencePiece's mark of a word's start: a low block, not an underscore."""
+
+KINDS = ("characters", "pieces")
+"""``characters``: a delimiter token parts words. ``pieces``: a mark inside the tokens starts them."""
+
+# Joins that the clean-up of transformers' older tokenizers makes, in its order.
+_CLEAN_UP = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
+
+
+class WordSpan(NamedTuple):
+    """A word and its frames, ``start`` included, ``end`` not."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class CtcTokenizer:
+    """The vocabulary of a CTC model and the rules that make text of it.
+
+    ``tokens[i]`` is the text of output ``i``; an id past them decodes to ``unk_token``. ``special_ids`` (blank, unk,
+    sentence marks) stay in the text unless ``skip_special`` is set, just as ``processor.batch_decode(ids)`` keeps
+    them. ``delimiter_text`` is what ``word_delimiter`` becomes in the text. ``lowercase`` and ``clean_up`` are
+    transformers' ``do_lower_case`` and ``clean_up_tokenization_spaces``.
+    """
+
+    tokens: tuple[str, ...]
+    blank_id: int
+    word_delimiter: str | None = "|"
+    special_ids: frozenset[int] = frozenset()
+    lowercase: bool = False
+    kind: str = "characters"
+    unk_token: str = ""
+    delimiter_text: str = " "
+    clean_up: bool = False
+    skip_special: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ArtifactError(f"tokenizer kind {self.kind!r} is unknown; this version has {', '.join(KINDS)}")
+        if not 0 <= self.blank_id < len(self.tokens):
+            raise ArtifactError(f"tokenizer: blank_id {self.blank_id} is not among its {len(self.tokens)} tokens")
+        if len(set(self.tokens)) != len(self.tokens):
+            twice = sorted({token for token in self.tokens if self.tokens.count(token) > 1})
+            raise ArtifactError(f"tokenizer: tokens must be unique; twice there: {', '.join(map(repr, twice[:5]))}")
+        outside = [i for i in self.special_ids if not 0 <= i < len(self.tokens)]
+        if outside:
+            raise ArtifactError(f"tokenizer: special id {outside[0]} is not among its {len(self.tokens)} tokens")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def delimiter_ids(self) -> frozenset[int]:
+        """Tokens that are nothing but the space between words."""
+        if self.kind == "pieces":
+            return frozenset(i for i, token in enumerate(self.tokens) if token == WORD_START)
+        return frozenset(i for i, token in enumerate(self.tokens) if self._surface(token) == self.delimiter_text)
+
+    @cached_property
+    def word_start_ids(self) -> frozenset[int]:
+        """Pieces that open a new word; empty for characters."""
+        if self.kind != "pieces":
+            return frozenset()
+        return frozenset(i for i, token in enumerate(self.tokens) if token.startswith(WORD_START))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids that are already collapsed: repeats merged, blanks taken out."""
+        text = "".join(self._surface(self.token(i)) for i in self._kept(ids)).strip()
+        return self._polish(text)
+
+    def words(self, ids: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> tuple[WordSpan, ...]:
+        """Words of collapsed ids whose token ``i`` lasts from frame ``starts[i]`` to ``ends[i]``, end not included."""
+        words: list[WordSpan] = []
+        text, first, last = "", 0, 0
+        for i, start, end in zip(ids, starts, ends, strict=True):
+            if self.skip_special and i in self.special_ids and i not in self.delimiter_ids:
+                continue
+            for part in self._parts(self.token(i)):
+                if part is None:
+                    if text:
+                        words.append(WordSpan(text, first, last))
+                    text = ""
+                else:
+                    first = first if text else start
+                    text, last = text + part, end
+        if text:
+            words.append(WordSpan(text, first, last))
+        return tuple(word._replace(text=word.text.lower()) for word in words) if self.lowercase else tuple(words)
+
+    def token(self, i: int) -> str:
+        """The token of output ``i``."""
+        return self.tokens[i] if 0 <= i < len(self.tokens) else self.unk_token
+
+    def join(self, words: Iterable[str]) -> str:
+        """Text of whole words, as :meth:`decode` would write it."""
+        between = " " if self.kind == "pieces" else self.delimiter_text
+        return self._polish(between.join(words))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        row = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**row, "tokens": list(self.tokens), "special_ids": sorted(self.special_ids)}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> CtcTokenizer:
+        """The tokenizer that :meth:`to_dict` described; raises ArtifactError when it is not one."""
+        try:
+            return cls(**{**row, "tokens": tuple(row["tokens"]), "special_ids": frozenset(row.get("special_ids", ()))})
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"tokenizer: {error}; was the artifact written by a newer version?") from error
+
+    def _kept(self, ids: Iterable[int]) -> Iterable[int]:
+        if not self.skip_special:
+            return ids
+        return (i for i in ids if i not in self.special_ids or i in self.delimiter_ids)
+
+    def _surface(self, token: str) -> str:
+        if self.kind == "pieces":
+            return token.replace(WORD_START, " ")
+        return self.delimiter_text if token == self.word_delimiter else token
+
+    def _parts(self, token: str) -> list[str | None]:
+        """The token cut at word boundaries, each boundary a None."""
+        if self.kind == "characters":
+            surface = self._surface(token)
+            return [None if surface == self.delimiter_text else surface]
+        parts: list[str | None] = []
+        for i, part in enumerate(token.split(WORD_START)):
+            parts += ([None] if i else []) + ([part] if part else [])
+        return parts
+
+    def _polish(self, text: str) -> str:
+        if self.lowercase:
+            text = text.lower()
+        if self.clean_up:
+            for old, new in _CLEAN_UP:
+                text = text.replace(old, new)
+        return text
