@@ -50,6 +50,28 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType) -> Tens
     return torch.clamp(torch.round(x / scale) + zero_point, qtype.quant_min, qtype.quant_max)
 
 
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType) -> Tensor:
+    """Quantize ``x`` and dequantize it again; ``scale`` and ``zero_point`` are scalars."""
+    out: Tensor = FakeQuantize.apply(x, scale, zero_point, qtype.bits, qtype.symmetric)  # type: ignore[no-untyped-call]
+    return out
+
+
+def dynamic_fake_quantize(x: Tensor) -> Tensor:
+    """Quantize ``x`` with a scale of its own (8 bits, affine) and dequantize it again."""
+    out: Tensor = DynamicFakeQuantize.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+def dequantize_weight(integers: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType, axis: int) -> Tensor:
+    """Real weights from integers; ``axis`` is the one that per-channel scales run along."""
+    axis = axis if qtype.granularity == "per_channel" else -1
+    group = qtype.group_size or 0
+    out: Tensor = DequantizeWeight.apply(  # type: ignore[no-untyped-call]
+        integers, scale, zero_point, qtype.bits, qtype.symmetric, axis, group
+    )
+    return out
+
+
 class FakeQuantize(torch.autograd.Function):
     """Quantize and dequantize; exported as a ``quantasr::FakeQuantize`` node."""
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from quantasr.errors import CalibrationError, RecipeError
+from quantasr.numerics.histogram import BINS, Sample, centers, coarsen
 from quantasr.numerics.qtypes import QType
 
-BINS = 4096
 _CANDIDATES = 96
 
 
@@ -27,16 +27,12 @@ class Observer:
         self.high = torch.full((channels,), float("-inf"))
         self.count = 0
 
-    def observe(self, values: Tensor) -> None:
+    def observe(self, values: Tensor | Sample) -> None:
         """Take in ``[channels, values]``; raises :class:`CalibrationError` on NaN or infinity."""
-        if values.numel() == 0:
-            return
-        values = values.detach().float()
-        low, high = values.amin(1), values.amax(1)
-        if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
-            raise CalibrationError("a layer gave NaN or infinity during calibration: check the model and the audio")
-        self._update(values, low, high)
-        self.count += values.shape[1]
+        sample = values if isinstance(values, Sample) else Sample(values)
+        if sample.count:
+            self._update(sample)
+            self.count += sample.count
 
     def range(self, qtype: QType) -> tuple[Tensor, Tensor]:
         """The range to quantize, ``(low, high)``, each ``[channels]``; needs at least one observation."""
@@ -44,8 +40,8 @@ class Observer:
             raise CalibrationError("an observer saw no values: calibrate before converting")
         return self._range(qtype)
 
-    def _update(self, values: Tensor, low: Tensor, high: Tensor) -> None:
-        self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+    def _update(self, sample: Sample) -> None:
+        self.low, self.high = torch.minimum(self.low, sample.low), torch.maximum(self.high, sample.high)
 
     def _range(self, qtype: QType) -> tuple[Tensor, Tensor]:
         return self.low, self.high
@@ -60,14 +56,16 @@ class MovingAverage(Observer):
 
     def __init__(self, channels: int = 1, momentum: float = 0.05) -> None:
         super().__init__(channels)
+        if not 0 < momentum <= 1:
+            raise RecipeError(f"momentum = {momentum}: moving_average takes a number above 0 and at most 1")
         self.momentum = momentum
 
-    def _update(self, values: Tensor, low: Tensor, high: Tensor) -> None:
+    def _update(self, sample: Sample) -> None:
         if self.count == 0:
-            self.low, self.high = low, high
+            self.low, self.high = sample.low, sample.high
         else:
-            self.low = torch.lerp(self.low, low, self.momentum)
-            self.high = torch.lerp(self.high, high, self.momentum)
+            self.low = torch.lerp(self.low, sample.low, self.momentum)
+            self.high = torch.lerp(self.high, sample.high, self.momentum)
 
 
 class HistogramObserver(Observer, ABC):
@@ -79,47 +77,30 @@ class HistogramObserver(Observer, ABC):
 
     def __init__(self, channels: int = 1) -> None:
         super().__init__(channels)
-        self.width = torch.zeros(channels, dtype=torch.float64)
+        self.exponent: Tensor | None = None
         self.histogram = torch.zeros(channels, BINS, dtype=torch.float64)
 
-    def _update(self, values: Tensor, low: Tensor, high: Tensor) -> None:
-        super()._update(values, low, high)
-        largest = torch.maximum(high.abs(), low.abs()).double()
-        half = BINS // 2
-        # Powers of two keep every width an exact multiple of every earlier one.
-        needed = torch.exp2(torch.ceil(torch.log2(largest.clamp(min=1e-30) * (1 + 1e-9) / half)))
-        for c in range(self.histogram.shape[0]):
-            if largest[c] == 0 and self.width[c] == 0:
-                # All zeros so far: a width would be a guess, and zeros go into the middle whatever it is.
-                self.histogram[c, half] += values.shape[1]
-                continue
-            if self.width[c] == 0:
-                self.width[c] = needed[c]
-            while self.width[c] < needed[c]:
-                self._widen(c)
-            # Bin borders are multiples of a power of two, so single precision finds the same bins as double.
-            border = float(self.width[c]) * half
-            self.histogram[c] += torch.histc(values[c], BINS, -border, border).double()
+    def _update(self, sample: Sample) -> None:
+        super()._update(sample)
+        exponent, counts = sample.histogram()
+        target = exponent if self.exponent is None else torch.maximum(self.exponent, exponent)
+        if self.exponent is not None:
+            self.histogram = coarsen(self.histogram, target - self.exponent)
+        self.histogram = self.histogram + coarsen(counts, target - exponent)
+        self.exponent = target
 
-    def _widen(self, channel: int) -> None:
-        """Double the bin width of one channel: bins 2k and 2k+1 (counted from zero) become one."""
-        pairs = self.histogram[channel].reshape(-1, 2).sum(1)
-        merged = torch.zeros_like(self.histogram[channel])
-        quarter = BINS // 4
-        merged[quarter : quarter + BINS // 2] = pairs
-        self.histogram[channel] = merged
-        self.width[channel] *= 2
-
-    def centers(self) -> Tensor:
-        """The value in the middle of each bin, ``[channels, bins]``."""
-        return (torch.arange(BINS, dtype=torch.float64) - BINS // 2 + 0.5) * self.width[:, None]
+    @property
+    def width(self) -> Tensor:
+        """The width of a bin of each channel, ``[channels]``."""
+        assert self.exponent is not None, "asked before any observation"
+        return torch.exp2(self.exponent.double())
 
     def _range(self, qtype: QType) -> tuple[Tensor, Tensor]:
         rows = [
-            (self.low[c], self.high[c]) if self.width[c] == 0 else self._channel_range(c, qtype)
+            self._channel_range(c, qtype) if self.low[c] != 0 or self.high[c] != 0 else (self.low[c], self.high[c])
             for c in range(self.histogram.shape[0])
         ]
-        return torch.stack([torch.as_tensor(r[0]) for r in rows]), torch.stack([torch.as_tensor(r[1]) for r in rows])
+        return torch.stack([low for low, _ in rows]).float(), torch.stack([high for _, high in rows]).float()
 
     @abstractmethod
     def _channel_range(self, channel: int, qtype: QType) -> tuple[Tensor, Tensor]:
@@ -149,19 +130,16 @@ class Percentile(HistogramObserver):
 
     def _channel_range(self, channel: int, qtype: QType) -> tuple[Tensor, Tensor]:
         counts, width = self.histogram[channel], self.width[channel]
-        tail = counts.sum() * (100 - self.percentile) / 200
+        smallest, largest = self.low[channel].double(), self.high[channel].double()
+        tail, half = counts.sum() * (100 - self.percentile) / 200, BINS // 2
         if qtype.symmetric:
-            half = BINS // 2
             magnitudes = counts[half:] + counts[:half].flip(0)
-            bound = (_crossing(magnitudes.flip(0), 2 * tail) * width).rsub(half * width)
-            bound = torch.minimum(bound, torch.maximum(-self.low[channel], self.high[channel]).double())
-            return (-bound).float(), bound.float()
-        low = (_crossing(counts, tail) - BINS // 2) * width
-        high = (BINS // 2 - _crossing(counts.flip(0), tail)) * width
-        return (
-            torch.maximum(low, self.low[channel].double()).float(),
-            torch.minimum(high, self.high[channel].double()).float(),
-        )
+            bound = (half - _crossing(magnitudes.flip(0), 2 * tail)) * width
+            bound = torch.minimum(bound, torch.maximum(-smallest, largest))
+            return -bound, bound
+        low = (_crossing(counts, tail) - half) * width
+        high = (half - _crossing(counts.flip(0), tail)) * width
+        return torch.maximum(low, smallest), torch.minimum(high, largest)
 
 
 def _crossing(counts: Tensor, tail: Tensor) -> Tensor:
@@ -179,7 +157,7 @@ class MeanSquaredError(HistogramObserver):
     def _channel_range(self, channel: int, qtype: QType) -> tuple[Tensor, Tensor]:
         lows, highs = self._candidates(channel, qtype)
         used = self.histogram[channel] > 0
-        x, counts = self.centers()[channel][used], self.histogram[channel][used]
+        x, counts = centers(self.width[channel])[used], self.histogram[channel][used]
         levels = qtype.quant_max - qtype.quant_min
         best, best_error = 0, float("inf")
         for start in range(0, len(lows), 64):
@@ -191,7 +169,7 @@ class MeanSquaredError(HistogramObserver):
             value, index = total.min(0)
             if value < best_error:
                 best, best_error = start + int(index), float(value)
-        return lows[best].float(), highs[best].float()
+        return lows[best], highs[best]
 
 
 class Entropy(HistogramObserver):
@@ -216,7 +194,7 @@ class Entropy(HistogramObserver):
             divergence = _divergence(counts, first, last, levels)
             if divergence < best_divergence:
                 best, best_divergence = i, divergence
-        return lows[best].float(), highs[best].float()
+        return lows[best], highs[best]
 
 
 def _divergence(counts: Tensor, first: int, last: int, levels: int) -> float:
@@ -261,9 +239,7 @@ def observer_factory(name: str) -> Callable[[int], Observer]:
         argument = float(rest[:-1])
     except ValueError:
         raise RecipeError(f"observer {name!r}: the argument is not a number") from None
-    if kind is Percentile:
-        Percentile(1, argument)
-        return lambda channels: Percentile(channels, argument)
-    if kind is MovingAverage:
-        return lambda channels: MovingAverage(channels, argument)
+    if kind is Percentile or kind is MovingAverage:
+        kind(1, argument)  # refuses a bad argument now, not at the first layer
+        return lambda channels: kind(channels, argument)
     raise RecipeError(f"observer {name!r}: only percentile and moving_average take an argument")

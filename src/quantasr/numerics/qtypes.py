@@ -32,12 +32,15 @@ class QType:
     group_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
+        # 8.0 and True are equal to integers of BITS, but give formats that break later.
+        if type(self.bits) is not int or self.bits not in BITS:
             raise RecipeError(f"bits = {self.bits!r}: quantasr has {', '.join(map(str, BITS))}")
+        if not isinstance(self.symmetric, bool):
+            raise RecipeError(f"symmetric = {self.symmetric!r}: write true or false")
         if self.granularity not in GRANULARITIES:
             raise RecipeError(f"granularity = {self.granularity!r}: choose one of {', '.join(GRANULARITIES)}")
         if self.granularity == "per_group":
-            if not isinstance(self.group_size, int) or self.group_size < 2:
+            if type(self.group_size) is not int or self.group_size < 2:
                 raise RecipeError(f"granularity per_group needs group_size of 2 or more, not {self.group_size!r}")
         elif self.group_size is not None:
             raise RecipeError(f"group_size = {self.group_size} is only for granularity per_group")
@@ -50,12 +53,12 @@ class QType:
     @property
     def quant_min(self) -> int:
         """The smallest integer in use."""
-        return -(2 ** (self.bits - 1)) + 1 if self.symmetric else 0
+        return 1 - (1 << (self.bits - 1)) if self.symmetric else 0
 
     @property
     def quant_max(self) -> int:
         """The largest integer in use."""
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
 
     @property
     def storage(self) -> str:

@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from quantasr.errors import CalibrationError, RecipeError
 from quantasr.numerics.fake_quantize import (
-    DequantizeWeight,
-    DynamicFakeQuantize,
-    FakeQuantize,
+    dequantize_weight,
+    dynamic_fake_quantize,
+    fake_quantize,
     quantize,
     scale_and_zero_point,
     spread,
 )
+from quantasr.numerics.histogram import Sample
 from quantasr.numerics.observers import Observer
 from quantasr.numerics.qtypes import QType
+
+_ROWS = 512
 
 
 class Phase(StrEnum):
@@ -33,13 +36,33 @@ class Phase(StrEnum):
     SIMULATE = "simulate"  # rounds, as the exported graph will
 
 
+class Samples:
+    """Samples of tensors for the observers of one model; layers that read the same tensor get the same sample."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, int, Sample] | None = None
+
+    def of(self, x: Tensor) -> Sample:
+        """The values of ``x`` as ``[1, values]``."""
+        # An operation in place leaves the object but changes its version; inference tensors have none.
+        version = -1 if x.is_inference() else x._version
+        if self._last is None or self._last[0] is not x or self._last[1] != version or version < 0:
+            self._last = x, version, Sample(x.reshape(1, -1))
+        return self._last[2]
+
+    def clear(self) -> None:
+        """Let go of the last tensor."""
+        self._last = None
+
+
 class InputQuantizer(nn.Module):
     """Static quantizer of a layer's input: one scale, fixed after calibration."""
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, qtype: QType, observer: Callable[[int], Observer]) -> None:
+    def __init__(self, qtype: QType, observer: Callable[[int], Observer], samples: Samples | None = None) -> None:
+        """``samples`` is what the quantizers of one model share."""
         super().__init__()
         if qtype.granularity != "per_tensor":
             raise RecipeError(
@@ -47,17 +70,17 @@ class InputQuantizer(nn.Module):
             )
         self.qtype = qtype
         self.observer: Observer = observer(1)
+        self.samples = samples or Samples()
         self.phase = Phase.FLOAT
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.phase is Phase.OBSERVE:
-            self.observer.observe(x.reshape(1, -1))
+            self.observer.observe(self.samples.of(x))
             return x
         if self.phase is Phase.SIMULATE:
-            out: Tensor = FakeQuantize.apply(x, self.scale, self.zero_point, self.qtype.bits, self.qtype.symmetric)
-            return out
+            return fake_quantize(x, self.scale, self.zero_point, self.qtype)
         return x
 
     def freeze(self) -> None:
@@ -83,8 +106,7 @@ class DynamicInputQuantizer(nn.Module):
         if self.phase is Phase.OBSERVE:
             self.calls += 1
         if self.phase is Phase.SIMULATE:
-            out: Tensor = DynamicFakeQuantize.apply(x)
-            return out
+            return dynamic_fake_quantize(x)
         return x
 
     def freeze(self) -> None:
@@ -107,24 +129,17 @@ class WeightQuantizer(nn.Module):
         self.observer = observer
         self.axis = axis
         self.phase = Phase.FLOAT
+        self.calls = 0
         self.frozen = False
 
     def forward(self, weight: Tensor) -> Tensor:
+        if self.phase is Phase.OBSERVE:
+            self.calls += 1
         if self.phase is not Phase.SIMULATE:
             return weight
         if not self.frozen:
             self.freeze(weight)
-        per_channel = self.axis if self.qtype.granularity == "per_channel" else -1
-        out: Tensor = DequantizeWeight.apply(
-            self.integers,
-            self.scale,
-            self.zero_point,
-            self.qtype.bits,
-            self.qtype.symmetric,
-            per_channel,
-            self.qtype.group_size or 0,
-        )
-        return out
+        return dequantize_weight(self.integers, self.scale, self.zero_point, self.qtype, self.axis)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Assigning to the weight stores it as it is."""
@@ -140,9 +155,9 @@ class WeightQuantizer(nn.Module):
         """Choose the scales for ``weight`` and store its integers (int8, or int16 where 8 bits are too few)."""
         qtype = self.qtype
         rows, shape = self._rows(weight)
-        observer = self.observer(rows.shape[0])
-        observer.observe(rows)
-        scale, zero_point = scale_and_zero_point(*observer.range(qtype), qtype)
+        # A block of rows at a time: an observer may keep a histogram of each row.
+        parts = [self._scales(block) for block in torch.split(rows, _ROWS)]
+        scale, zero_point = (torch.cat(values) for values in zip(*parts, strict=True))
         if qtype.granularity == "per_group":
             scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
             size = weight.shape[1]
@@ -158,6 +173,11 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
         self.frozen = True
+
+    def _scales(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        observer = self.observer(len(rows))
+        observer.observe(rows)
+        return scale_and_zero_point(*observer.range(self.qtype), self.qtype)
 
     def _rows(self, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The weight as ``[scales, values]``, and the shape in which the scales are laid out."""
