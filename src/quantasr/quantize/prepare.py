@@ -35,7 +35,7 @@ class LayerPlan:
             "path": self.path,
             "kind": self.kind,
             "shape": list(self.shape),
-            **self.qconfig.to_dict(),
+            **self.qconfig.summary(),
         }
         return {**row, "reason": self.reason} if self.reason else row
 

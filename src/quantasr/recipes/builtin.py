@@ -20,5 +20,6 @@ def builtin_recipe(family: str, variant: str = "default") -> Recipe:
     path = _FOLDER / f"{family}-{variant}.toml"
     if not path.is_file():
         known = [name.removeprefix(f"{family}-") for name in builtin_names() if name.startswith(f"{family}-")]
-        raise RecipeError(f"no built-in recipe {variant!r} for {family} models: choose one of {', '.join(known)}")
+        choice = f"choose one of {', '.join(known)}" if known else "write one as a TOML file"
+        raise RecipeError(f"no built-in recipe {variant!r} for {family} models: {choice}")
     return Recipe.load(path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 
@@ -22,6 +24,10 @@ ENGINES = ("auto", "onnxruntime", "openvino")
 FLOAT_STORAGE = ("fp32", "fp16")
 
 
+_WEIGHT = QType(8, True, "per_channel")
+_INPUT = QType(8, False, "per_tensor")
+
+
 @dataclass(frozen=True)
 class QConfig:
     """How one layer is quantized; the observers are names from :data:`quantasr.numerics.observers.OBSERVERS`.
@@ -31,8 +37,8 @@ class QConfig:
     """
 
     mode: str = "static"
-    weight: QType = QType(8, True, "per_channel")
-    input: QType = QType(8, False, "per_tensor")
+    weight: QType = _WEIGHT
+    input: QType = _INPUT
     weight_observer: str = "min_max"
     input_observer: str = "percentile(99.999)"
 
@@ -50,44 +56,45 @@ class QConfig:
 
     def updated(self, table: dict[str, Any], where: str) -> QConfig:
         """A copy with the keys of a TOML table (``mode``, ``weight``, ``input``) replaced."""
-        mode = table.get("mode", self.mode)
-        weight, weight_observer = _tensor(self.weight, self.weight_observer, table.get("weight", {}), where)
-        input_, input_observer = _tensor(self.input, self.input_observer, table.get("input", {}), where)
-        try:
-            return QConfig(mode, weight, input_, weight_observer, input_observer)
-        except RecipeError as error:
-            raise RecipeError(f"{where}: {error}") from None
+        with _at(where):
+            _only(table, {"mode", "weight", "input"})
+            weight, weight_observer = _tensor(self.weight, self.weight_observer, table, "weight")
+            input_, input_observer = _tensor(self.input, self.input_observer, table, "input")
+            return QConfig(table.get("mode", self.mode), weight, input_, weight_observer, input_observer)
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that :meth:`updated` reads."""
-        row: dict[str, Any] = {"mode": self.mode}
-        if self.mode != "float":
-            row["weight"] = {**self.weight.to_dict(), "observer": self.weight_observer}
-        if self.mode in ("static", "dynamic"):
-            row["input"] = {**self.input.to_dict(), "observer": self.input_observer}
-        return row
+        return {
+            "mode": self.mode,
+            "weight": {**self.weight.to_dict(), "observer": self.weight_observer},
+            "input": {**self.input.to_dict(), "observer": self.input_observer},
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """As :meth:`to_dict`, without what the mode does not use."""
+        unused = {"float": ("weight", "input"), "weight_only": ("input",)}.get(self.mode, ())
+        return {key: value for key, value in self.to_dict().items() if key not in unused}
 
     def __str__(self) -> str:
-        if self.mode == "float":
-            return "float"
-        activations = f"a{self.input.bits}" if self.mode in ("static", "dynamic") else "a16f"
-        return f"{self.mode} w{self.weight.bits}{activations if activations != 'a16f' else ''}"
+        """The shorthand: ``static w8a8``, ``weight_only w4``, ``float``."""
+        weight = "" if self.mode == "float" else f" w{self.weight.bits}"
+        return f"{self.mode}{weight}{f'a{self.input.bits}' if self.mode in ('static', 'dynamic') else ''}"
 
 
 FLOAT = QConfig(mode="float")
 
 
-def _tensor(qtype: QType, observer: str, table: dict[str, Any], where: str) -> tuple[QType, str]:
-    if not isinstance(table, dict):
-        raise RecipeError(f"{where}: weight and input are tables, like {{ bits = 8, symmetric = true }}")
-    _only(table, {"bits", "symmetric", "granularity", "group_size", "observer"}, where)
-    granularity = table.get("granularity", qtype.granularity)
-    group = table.get("group_size", qtype.group_size if granularity == "per_group" else None)
-    try:
-        new = QType(table.get("bits", qtype.bits), table.get("symmetric", qtype.symmetric), granularity, group)
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from None
-    return new, str(table.get("observer", observer))
+def _tensor(qtype: QType, observer: str, table: dict[str, Any], key: str) -> tuple[QType, str]:
+    row = table.get(key, {})
+    if not isinstance(row, dict):
+        raise RecipeError(f"{key} = {row!r}: write a table, like {{ bits = 8, symmetric = true }}")
+    with _at(key):
+        _only(row, {"bits", "symmetric", "granularity", "group_size", "observer"})
+        granularity = row.get("granularity", qtype.granularity)
+        group = row.get("group_size", qtype.group_size if granularity == "per_group" else None)
+        observer = _typed(row, "observer", observer)
+        observer_factory(observer)
+        return QType(row.get("bits", qtype.bits), row.get("symmetric", qtype.symmetric), granularity, group), observer
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,9 @@ class Recipe:
 
     ``rules`` are read in order and the last that matches a layer wins; a layer that none matches stays float,
     and so does one whose path matches a pattern in ``exclude``. ``defaults`` fills what a rule leaves open.
-    ``attention_products`` quantizes the two matrix products inside attention. ``compute`` is the type in which
-    the float rest runs, ``float_storage`` the type in which it is stored; ``engine`` is the one to run on.
+    ``attention_products`` quantizes the two matrix products inside attention. ``reduce_range`` gives weights 7 bits
+    at most, for CPUs without VNNI, whose sums of two 8-bit products saturate at 16 bits. ``compute`` is the type in
+    which the float rest runs, ``float_storage`` the type in which it is stored; ``engine`` is the one to run on.
     """
 
     name: str
@@ -136,6 +144,7 @@ class Recipe:
     defaults: QConfig = QConfig()
     exclude: tuple[str, ...] = ()
     attention_products: bool = False
+    reduce_range: bool = False
     compute: str = "auto"
     float_storage: str = "fp32"
     engine: str = "auto"
@@ -151,6 +160,8 @@ class Recipe:
                 raise RecipeError(f"recipe {self.name!r}: {key} = {value!r}: choose one of {', '.join(choices)}")
         for rule in self.rules:
             self.defaults.updated(rule.changes, f"recipe {self.name!r}, rule {rule.match!r}")
+        if not isinstance(self.exclude, tuple):
+            raise RecipeError(f"recipe {self.name!r}: exclude = {self.exclude!r}: give a tuple of patterns")
 
     def qconfig(self, path: str, kind: str) -> QConfig:
         """What the recipe says of the layer of ``kind`` at ``path``."""
@@ -160,7 +171,7 @@ class Recipe:
         for rule in self.rules:
             if rule.matches(path, kind):
                 found = self.defaults.updated(rule.changes, f"rule {rule.match!r}")
-        return found
+        return replace(found, weight=found.weight.reduced(7)) if self.reduce_range else found
 
     def check_used(self, layers: dict[str, str]) -> None:
         """Raise :class:`RecipeError` unless every rule and exclusion, and the whole, match some of ``{path: kind}``."""
@@ -189,6 +200,7 @@ class Recipe:
             "compute": self.compute,
             "float_storage": self.float_storage,
             "attention_products": self.attention_products,
+            "reduce_range": self.reduce_range,
             "exclude": list(self.exclude),
             "defaults": self.defaults.to_dict(),
             "rules": [rule.to_dict() for rule in self.rules],
@@ -197,30 +209,30 @@ class Recipe:
     @classmethod
     def from_dict(cls, table: dict[str, Any], where: str = "recipe") -> Recipe:
         """Build and check a recipe; raises :class:`RecipeError` naming ``where`` and the key."""
-        _only(table, set(cls("x", ()).to_dict()), where)
-        if table.get("format") != FORMAT:
-            raise RecipeError(f"{where}: format = {table.get('format')!r}: this quantasr reads format = {FORMAT}")
-        rules = []
-        for i, row in enumerate(table.get("rules", []), 1):
-            at = f"{where}, rule {i}"
-            if not isinstance(row, dict) or not isinstance(row.get("match"), str):
-                raise RecipeError(f'{at}: needs match = "a pattern of module paths"')
-            _only(row, {"match", "kind", "optional", "mode", "weight", "input"}, at)
-            changes = {k: v for k, v in row.items() if k in ("mode", "weight", "input")}
-            rules.append(Rule(row["match"], changes, row.get("kind"), bool(row.get("optional", False))))
-        defaults = table.get("defaults", {})
-        _only(defaults, {"mode", "weight", "input"}, f"{where}, defaults")
-        return cls(
-            name=str(table.get("name", "unnamed")),
-            rules=tuple(rules),
-            defaults=QConfig().updated(defaults, f"{where}, defaults"),
-            exclude=tuple(table.get("exclude", ())),
-            attention_products=bool(table.get("attention_products", False)),
-            compute=table.get("compute", "auto"),
-            float_storage=table.get("float_storage", "fp32"),
-            engine=table.get("engine", "auto"),
-            description=str(table.get("description", "")),
-        )
+        with _at(where):
+            # The number first: a newer format may have keys that are unknown here.
+            if table.get("format") != FORMAT:
+                raise RecipeError(f"format = {table.get('format')!r}: this quantasr reads format = {FORMAT}")
+            _only(table, set(cls("x", ()).to_dict()))
+            rules = []
+            for i, row in enumerate(_typed(table, "rules", list[Any]()), 1):
+                with _at(f"rule {i}"):
+                    rules.append(_rule(row))
+            exclude = _typed(table, "exclude", list[Any]())
+            if not all(isinstance(pattern, str) for pattern in exclude):
+                raise RecipeError(f"exclude = {exclude!r}: write a list of patterns of module paths")
+            return cls(
+                name=_typed(table, "name", "unnamed"),
+                rules=tuple(rules),
+                defaults=QConfig().updated(_typed(table, "defaults", dict[str, Any]()), "defaults"),
+                exclude=tuple(exclude),
+                attention_products=_typed(table, "attention_products", False),
+                reduce_range=_typed(table, "reduce_range", False),
+                compute=table.get("compute", "auto"),
+                float_storage=table.get("float_storage", "fp32"),
+                engine=table.get("engine", "auto"),
+                description=_typed(table, "description", ""),
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -230,6 +242,8 @@ class Recipe:
             text = path.read_text("utf-8")
         except OSError as error:
             raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise RecipeError(f"{path}: cannot read the recipe: it is not UTF-8 text") from None
         try:
             return cls.from_dict(tomllib.loads(text), str(path))
         except tomllib.TOMLDecodeError as error:
@@ -240,8 +254,37 @@ class Recipe:
         return tomli_w.dumps(self.to_dict())
 
 
-def _only(table: dict[str, Any], known: set[str], where: str) -> None:
+def _rule(row: Any) -> Rule:
+    if not isinstance(row, dict) or not isinstance(row.get("match"), str):
+        raise RecipeError('needs match = "a pattern of module paths"')
+    _only(row, {"match", "kind", "optional", "mode", "weight", "input"})
+    changes = {k: v for k, v in row.items() if k in ("mode", "weight", "input")}
+    return Rule(row["match"], changes, row.get("kind"), _typed(row, "optional", False))
+
+
+_T = TypeVar("_T", str, bool, list[Any], dict[str, Any])
+_WORDS = {str: "a string", bool: "true or false", list: "a list", dict: "a table"}
+
+
+def _typed(table: dict[str, Any], key: str, default: _T) -> _T:
+    """The value of ``key``, which must be of the type of ``default``."""
+    value = table.get(key, default)
+    if not isinstance(value, type(default)):
+        raise RecipeError(f"{key} = {value!r}: write {_WORDS[type(default)]}")
+    return value
+
+
+def _only(table: dict[str, Any], known: set[str]) -> None:
     """Refuse a misspelt key instead of ignoring it."""
     unknown = sorted(set(table) - known)
     if unknown:
-        raise RecipeError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise RecipeError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Name the place in every complaint from inside."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
