@@ -79,7 +79,8 @@ class TorchAcousticModel:
     def __call__(
         self, features: NDArray[np.float32], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        with evaluating(self._model.module), torch.inference_mode():
+        # Not inference_mode: its tensors have no version, by which observers know that one was changed in place.
+        with evaluating(self._model.module), torch.no_grad():
             if self.padded_batches:
                 logprobs, counts = self._model.graph(torch.from_numpy(features), torch.from_numpy(lengths))
                 return logprobs.numpy(), counts.numpy()

@@ -12,7 +12,7 @@ from quantasr.speech.manifest.utterance import Utterance
 
 
 def fingerprints(utterances: Iterable[Utterance]) -> list[dict[str, Any]]:
-    """A row for each utterance: SHA-256 of its audio file (or command), and the segment of it in seconds (None: to the end)."""
+    """A row for each utterance: SHA-256 of its audio file or command, and the segment in seconds (None: to the end)."""
     digests: dict[str | Path, str] = {}
     rows = []
     for utterance in utterances:

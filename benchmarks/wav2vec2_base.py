@@ -1,0 +1,250 @@
+"""Wav2Vec2 at the real size of facebook/wav2vec2-base-960h, random weights: every figure of speed, size and parity.
+
+    python benchmarks/wav2vec2_base.py --threads 2 --rounds 21
+
+Prints a table of all systems, interleaved in one run, and then each figure beside its bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+from rich.console import Console
+from rich.table import Table
+
+from quantasr.artifact import Artifact
+from quantasr.cli.output import say
+from quantasr.engines import EngineOptions, load_engine
+from quantasr.export import export_float, save_graph
+from quantasr.measure.audit import audit
+from quantasr.measure.footprint import footprint
+from quantasr.measure.latency import Timing, ratio, time_interleaved
+from quantasr.measure.original import load_original
+from quantasr.pipeline import quantize
+from quantasr.runtime import ArtifactTranscriber, EngineAcousticModel
+from quantasr.sources import AsrModel, load_model
+from quantasr.speech.ctc import CtcTranscriber
+from quantasr.speech.manifest import Utterance, read_manifest, write_manifest
+from quantasr.speech.transcript import Transcriber, Waveform
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+RATE = 16000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure and the bar that it must reach."""
+
+    name: str
+    value: float
+    bar: float
+    at_most: bool = True
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the bar is reached."""
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+
+def random_base(folder: Path) -> Path:
+    """Save Wav2Vec2-base (its real configuration, seeded random weights) with base-960h's processor."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(letters)}))
+    Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(letters))).save_pretrained(folder)
+    Wav2Vec2CTCTokenizer(folder / "vocab.json").save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=False, do_normalize=True).save_pretrained(folder)
+    return folder
+
+
+def calibration_speech(folder: Path, count: int) -> list[Utterance]:
+    """Real speech where the shared data is there; noise, and a word about it, where it is not."""
+    manifest = SHARED / "speechocean762" / "train.jsonl"
+    if manifest.is_file():
+        return read_manifest(manifest)[:count]
+    import soundfile
+
+    say(f"{manifest} is missing: calibrating on noise, so parity figures mean little")
+    rng = np.random.default_rng(1)
+    rows = []
+    for i in range(count):
+        soundfile.write(folder / f"noise{i}.wav", rng.normal(0, 0.1, 4 * RATE), RATE)
+        rows.append(Utterance(f"noise{i}", folder / f"noise{i}.wav", None))
+    write_manifest(rows, folder / "noise.jsonl")
+    return read_manifest(folder / "noise.jsonl")
+
+
+def ten_seconds() -> Waveform:
+    """10 s of real speech, or noise where the shared data is missing."""
+    manifest = SHARED / "speechocean762" / "test.jsonl"
+    if not manifest.is_file():
+        return np.random.default_rng(0).normal(0, 0.1, 10 * RATE).astype(np.float32)
+    waves = [u.load(RATE) for u in read_manifest(manifest)[:5]]
+    return np.concatenate(waves)[: 10 * RATE]
+
+
+def on_engine(model: AsrModel, graph: Path, engine: str, compute: str, threads: int, label: str) -> CtcTranscriber:
+    """Any graph of this model on an engine, as a recogniser."""
+    loaded = load_engine(engine, graph, EngineOptions(threads, compute))
+    return CtcTranscriber(
+        EngineAcousticModel(loaded, model.padded_batches),
+        model.frontend,
+        model.tokenizer,
+        name=label,
+        frame_seconds=model.frame_seconds,
+        min_samples=model.min_samples,
+        chunk_seconds=0,
+    )
+
+
+def build(folder: Path, utterances: list[Utterance]) -> tuple[AsrModel, dict[str, Path], dict[str, Artifact]]:
+    """The float graph, the peers' graphs, and our artifacts."""
+    source = random_base(folder / "base")
+    model = load_model(source)
+    graphs = {"float": folder / "float.onnx"}
+    save_graph(export_float(model), graphs["float"])
+    features = [model.inputs([u.load(RATE)])[0].numpy() for u in utterances]
+    say("NNCF int8")
+    graphs["NNCF int8"] = peers.nncf_int8(graphs["float"], features, folder / "nncf.xml")
+    say("ONNX Runtime dynamic and static int8")
+    graphs["ORT dynamic int8"] = peers.onnxruntime_dynamic(graphs["float"], folder / "dynamic.onnx")
+    graphs["ORT static int8"] = peers.onnxruntime_static(graphs["float"], features[:4], folder / "static.onnx")
+    artifacts = {
+        recipe: quantize(str(source), folder / recipe, calibration=utterances, recipe=recipe, say=say)
+        for recipe in ("default", "fast")
+    }
+    return load_model(source), graphs, artifacts
+
+
+def systems_of(
+    model: AsrModel, graphs: dict[str, Path], artifacts: dict[str, Artifact], threads: int
+) -> dict[str, Transcriber]:
+    """Everything that is timed."""
+    original = load_original(str(Path(model.provenance["model"])), threads)
+    found: dict[str, Transcriber] = {"PyTorch fp32": original.transcriber}
+    for label, graph, engine, compute in (
+        ("ORT fp32", graphs["float"], "onnxruntime", "fp32"),
+        ("OpenVINO fp32", graphs["float"], "openvino", "fp32"),
+        ("OpenVINO bf16", graphs["float"], "openvino", "bf16"),
+        ("NNCF int8, OpenVINO fp32", graphs["NNCF int8"], "openvino", "fp32"),
+        ("NNCF int8, OpenVINO bf16", graphs["NNCF int8"], "openvino", "bf16"),
+        ("ORT dynamic int8", graphs["ORT dynamic int8"], "onnxruntime", "fp32"),
+        ("ORT static int8", graphs["ORT static int8"], "onnxruntime", "fp32"),
+    ):
+        found[label] = on_engine(model, graph, engine, compute, threads, label)
+    for recipe, artifact in artifacts.items():
+        for engine, compute in (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
+            loaded = load_engine(engine, artifact.graph, EngineOptions(threads, compute))
+            found[f"{recipe}, {engine} {compute}"] = ArtifactTranscriber(artifact, loaded, chunk_seconds=0)
+    return found
+
+
+def figures(
+    timings: dict[str, Timing], graphs: dict[str, Path], artifacts: dict[str, Artifact], threads: int, wave: Waveform
+) -> list[Figure]:
+    """Every bar."""
+    import soundfile
+
+    best = min((t for name, t in timings.items() if name.startswith(("default", "fast"))), key=lambda t: t.p50)
+    label = next(name for name, timing in timings.items() if timing is best)
+    best_float = min((timings["ORT fp32"], timings["OpenVINO fp32"]), key=lambda t: t.p50)
+    nncf = min((t for name, t in timings.items() if name.startswith("NNCF")), key=lambda t: t.p50)
+    rows = []
+    for name, base, bar in (
+        ("best artifact ÷ PyTorch fp32, time", timings["PyTorch fp32"], 0.20),
+        ("best artifact ÷ best float engine, time", best_float, 0.40),
+        ("best artifact ÷ NNCF int8, time", nncf, 1.00),
+    ):
+        found = ratio(best, base)
+        rows.append(Figure(name, found.median, bar, note=f"{found} {label}"))
+    fast = artifacts["fast"]
+    rows.append(Figure("artifact ÷ float export, size (fast)", fast.size / graphs["float"].stat().st_size, 0.27))
+    with tempfile.TemporaryDirectory() as folder:
+        audio = str(Path(folder) / "speech.wav")
+        soundfile.write(audio, wave, RATE, subtype="PCM_16")
+        engine, compute = label.split(", ")[1].split()
+        common = [audio, "--threads", str(threads)]
+        artifact = artifacts[label.split(",")[0]]
+        ours = footprint([str(artifact.folder), *common, "--engine", engine, "--compute", compute])
+        theirs = footprint([str(artifact.provenance["model"]), *common])
+        rows.append(
+            Figure(
+                "peak memory, artifact ÷ PyTorch fp32",
+                ours.peak_bytes / theirs.peak_bytes,
+                0.40,
+                note=f"{ours.peak_bytes / 1e6:.0f} of {theirs.peak_bytes / 1e6:.0f} MB",
+            )
+        )
+    for recipe, artifact in artifacts.items():
+        parity = artifact.parity
+        if recipe == "default":
+            rows.append(Figure("float graph − original, log-probs", parity["float"]["largest_difference"], 1e-3))
+        for engine in ("onnxruntime", "openvino"):
+            same = parity[f"quantized_{engine}"]["same_argmax"]
+            rows.append(Figure(f"{recipe}: graph and simulation agree, {engine}", same, 0.995, at_most=False))
+    for engine, compute in (("openvino", "bf16"), ("onnxruntime", "fp32")):
+        share = audit(fast, load_engine(engine, fast.graph, EngineOptions(threads, compute))).int8_share
+        rows.append(Figure(f"fast: multiply-accumulates in int8, {engine}", share, 0.85, at_most=False))
+    return rows
+
+
+def main() -> None:
+    """Build, time, and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--rounds", type=int, default=21)
+    options.add_argument("--calibration", type=int, default=16, help="utterances")
+    options.add_argument("--work", type=Path, help="keep what is built in this new folder")
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.work or Path(scratch)
+        model, graphs, artifacts = build(folder, calibration_speech(folder, arguments.calibration))
+        wave = ten_seconds()
+        systems = systems_of(model, graphs, artifacts, arguments.threads)
+        say(f"timing {len(systems)} systems")
+        found = time_interleaved(list(systems.values()), wave, rounds=arguments.rounds)
+        timings = dict(zip(systems, found, strict=True))
+        systems.clear()
+        report(timings, figures(timings, graphs, artifacts, arguments.threads, wave), arguments.threads)
+
+
+def report(timings: dict[str, Timing], rows: list[Figure], threads: int) -> None:
+    """Print both tables."""
+    base: Any = timings["PyTorch fp32"]
+    table = Table(title=f"Wav2Vec2-base, 10 s, batch 1, {threads} threads, {len(base.seconds)} turns interleaved")
+    for column in ("system", "p50", "p95", "RTF", "time ÷ PyTorch fp32 [quartiles]"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for name, timing in sorted(timings.items(), key=lambda row: -row[1].p50):
+        against = str(ratio(timing, base)).replace("[", r"\[")
+        table.add_row(name, f"{timing.p50 * 1e3:.0f} ms", f"{timing.p95 * 1e3:.0f} ms", f"{timing.rtf:.4f}", against)
+    bars = Table(title="Bars")
+    for column in ("figure", "measured", "bar", "met", "note"):
+        bars.add_column(column)
+    for row in rows:
+        sign = "≤" if row.at_most else "≥"
+        bars.add_row(
+            row.name,
+            f"{row.value:.4g}",
+            f"{sign} {row.bar:g}",
+            "yes" if row.met else "NO",
+            row.note.replace("[", r"\["),
+        )
+    console = Console(width=150)
+    console.print(table)
+    console.print(bars)
+
+
+if __name__ == "__main__":
+    main()
