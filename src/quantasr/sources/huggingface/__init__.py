@@ -6,16 +6,16 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import AsrModel
+from quantasr.sources.huggingface.graph import CtcGraph
+from quantasr.sources.huggingface.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend
 from quantasr.speech.tokenizer import CtcTokenizer
 
@@ -66,7 +66,7 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
     _check_weights(where, module)
     frontend = _frontend(where, extractor)
     padded = isinstance(frontend, FbankFrontend) or bool(extractor.return_attention_mask)
-    _call_projections_as_modules(module)
+    rewrite(module)
     graph = CtcGraph(module, padded)
     frame_samples = _frame_samples(config, frontend)
     return AsrModel(
@@ -89,93 +89,6 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
             "transformers": transformers.__version__,
         },
     )
-
-
-class CtcGraph(nn.Module):
-    """What is exported: features (and lengths, where padding is allowed) to log-probs (and frame counts)."""
-
-    def __init__(self, model: nn.Module, padded_batches: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.padded_batches = padded_batches
-        if padded_batches:
-            base = model.base_model
-            # transformers marks the last frame of each row and spreads it by cumulative sums; a comparison gives
-            # the same mask and is one small node in the graph.
-            base._get_feature_vector_attention_mask = partial(_frame_mask, base)  # type: ignore[assignment]
-
-    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        if lengths is None:
-            return torch.log_softmax(self.model(features).logits.float(), dim=-1)
-        positions = torch.arange(features.shape[1], device=features.device)
-        mask = (positions[None, :] < lengths[:, None]).to(torch.int64)
-        with _TraceableMasking():
-            logits = self.model(features, attention_mask=mask).logits
-        return torch.log_softmax(logits.float(), dim=-1), _frame_counts(self.model, lengths)
-
-
-class _TraceableMasking(TorchFunctionMode):
-    """Turns ``hidden[~mask] = 0`` into ``masked_fill_``: the same values, without NonZero and ScatterND in the graph."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__setitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
-            target, mask, value = args
-            if not isinstance(value, Tensor):
-                mask = mask.reshape(*mask.shape, *[1] * (target.ndim - mask.ndim))
-                return target.masked_fill_(mask, value)
-        return func(*args, **(kwargs or {}))
-
-
-def _frame_counts(model: nn.Module, lengths: Tensor) -> Tensor:
-    config: Any = model.config
-    if hasattr(config, "conv_kernel"):
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-            lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
-    if getattr(config, "add_adapter", False):
-        for _ in range(config.num_adapter_layers):
-            if config.model_type == "wav2vec2-bert":
-                padding = 2 * (config.adapter_kernel_size // 2) - config.adapter_kernel_size
-                lengths = torch.div(lengths + padding, config.adapter_stride, rounding_mode="floor") + 1
-            else:
-                lengths = torch.div(lengths - 1, config.adapter_stride, rounding_mode="floor") + 1
-    return lengths
-
-
-def _frame_mask(model: Any, frames: int, attention_mask: Tensor, add_adapter: bool | None = None) -> Tensor:
-    """Boolean ``[batch, frames]``: which frames of the feature extractor come from the recording, not from padding."""
-    lengths = attention_mask.sum(-1)
-    for kernel, stride in zip(model.config.conv_kernel, model.config.conv_stride, strict=True):
-        lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
-    return torch.arange(frames, device=lengths.device)[None, :] < lengths[:, None]
-
-
-def _call_projections_as_modules(module: nn.Module) -> None:
-    """Let WavLM's attention call its projections instead of handing their weights to one fused function.
-
-    A layer that is never called has no input that could be quantized. The arithmetic is the same
-    (``F.multi_head_attention_forward`` with separate projections).
-    """
-    for part in module.modules():
-        if type(part).__name__ == "WavLMAttention":
-            part.torch_multi_head_self_attention = partial(_wavlm_attention, part)  # type: ignore[assignment]
-
-
-def _wavlm_attention(
-    attention: Any, hidden_states: Tensor, attention_mask: Tensor | None, gated_position_bias: Tensor
-) -> tuple[Tensor, None]:
-    batch, frames, width = hidden_states.shape
-    heads, size = attention.num_heads, attention.head_dim
-
-    def split(x: Tensor) -> Tensor:
-        return x.reshape(batch, frames, heads, size).transpose(1, 2)
-
-    q = split(attention.q_proj(hidden_states) * size**-0.5)
-    k, v = split(attention.k_proj(hidden_states)), split(attention.v_proj(hidden_states))
-    scores = torch.matmul(q, k.transpose(2, 3)) + gated_position_bias.reshape(batch, heads, frames, frames)
-    if attention_mask is not None:
-        scores = scores.masked_fill(attention_mask.ne(1)[:, None, None, :], torch.finfo(scores.dtype).min)
-    context = torch.matmul(torch.softmax(scores, dim=-1), v)
-    return attention.out_proj(context.transpose(1, 2).reshape(batch, frames, width)), None
 
 
 def _load_weights(where: str, config: Any, hub: dict[str, Any], trust: bool) -> nn.Module:
