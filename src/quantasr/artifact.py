@@ -28,6 +28,7 @@ from quantasr.version import __version__
 FORMAT = 1
 MANIFEST = "artifact.json"
 GRAPH = "graph.onnx"
+WEIGHTS = "graph.onnx.data"
 TOKENIZER = "tokenizer.json"
 LAYERS = "layers.json"
 CALIBRATION = "calibration.json"
@@ -72,9 +73,15 @@ class Artifact:
         return str(self.recipe.get("compute", "auto"))
 
     @property
+    def weights(self) -> Path | None:
+        """The weights' file, where they lie beside the graph."""
+        return self.folder / WEIGHTS if WEIGHTS in self.files else None
+
+    @property
     def checksum(self) -> str:
-        """SHA-256 of the graph: the identity of what is computed."""
-        return str(self.files[GRAPH]["sha256"])
+        """SHA-256 of graph and weights: the identity of what is computed."""
+        parts = (self.files[name]["sha256"] for name in (GRAPH, WEIGHTS) if name in self.files)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     @property
     def size(self) -> int:

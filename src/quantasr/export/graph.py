@@ -23,8 +23,11 @@ _TRACE_OPSET = 20
 OPSET = 21
 """The graph's opset: the first with 4-bit and 16-bit integers and blockwise scales."""
 
-# Protocol buffers end at 2 GiB; weights beyond this go into a file beside the graph.
-_EXTERNAL_ABOVE = 1_500_000_000
+# More bytes of weights than this go into a file beside the graph: engines map it instead of copying it twice, and
+# protocol buffers end at 2 GiB anyway.
+_EXTERNAL_ABOVE = 16_000_000
+# What the checker can still serialise in memory.
+_CHECKED_BELOW = 1_500_000_000
 
 
 def export_float(model: AsrModel) -> onnx.ModelProto:
@@ -45,7 +48,7 @@ def export_quantized(prepared: Prepared) -> onnx.ModelProto:
 
 
 def save_graph(graph: onnx.ModelProto, path: Path) -> None:
-    """Write a graph; weights over 1.5 GB go into ``<name>.data`` beside it."""
+    """Write a graph; weights over 16 MB go into ``<name>.data`` beside it."""
     size = sum(_bytes(t) for t in graph.graph.initializer)
     external = size > _EXTERNAL_ABOVE
     onnx.save_model(
@@ -98,5 +101,5 @@ def _finish(graph: onnx.ModelProto, model: AsrModel) -> onnx.ModelProto:
     graph.ir_version = 10
     graph.producer_name = "quantasr"
     graph.graph.name = model.name
-    onnx.checker.check_model(graph) if sum(_bytes(t) for t in graph.graph.initializer) < _EXTERNAL_ABOVE else None
+    onnx.checker.check_model(graph) if sum(_bytes(t) for t in graph.graph.initializer) < _CHECKED_BELOW else None
     return graph
