@@ -12,7 +12,9 @@ from pathlib import Path
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import AsrModel
 
-SOURCES: dict[str, str] = {"huggingface": "Hugging Face Transformers: AutoModelForCTC, a folder or a hub id"}
+SOURCES: dict[str, str] = {
+    "huggingface": "Hugging Face Transformers (AutoModelForCTC): a folder with config.json, or a hub id",
+}
 """Name of each source and what it reads."""
 
 
@@ -32,7 +34,8 @@ def load_model(
         if source != "auto" or module.recognises(str(where)):
             model: AsrModel = module.load(str(where), revision=revision, trust=trust)
             return model
-    raise ModelLoadError(f"{where}: no source recognises it; quantasr reads {'; '.join(SOURCES.values())}")
+    problem = "no source recognises it" if Path(where).exists() else "no such folder"
+    raise ModelLoadError(f"{where}: {problem}; quantasr reads {'; '.join(SOURCES.values())}")
 
 
 __all__ = ["SOURCES", "AsrModel", "load_model"]

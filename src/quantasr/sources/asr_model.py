@@ -49,12 +49,12 @@ class AsrModel:
 
     def transcriber(self, **options: Any) -> CtcTranscriber:
         """This model, in PyTorch, as a recogniser; ``options`` are those of :class:`CtcTranscriber`."""
-        options = {
+        defaults: dict[str, Any] = {
             "name": self.name,
             "frame_seconds": self.frame_seconds,
             "min_samples": self.min_samples,
-        } | options
-        return CtcTranscriber(TorchAcousticModel(self), self.frontend, self.tokenizer, **options)
+        }
+        return CtcTranscriber(TorchAcousticModel(self), self.frontend, self.tokenizer, **defaults | options)
 
     def inputs(self, waves: Sequence[Waveform]) -> tuple[Tensor, ...]:
         """The arguments of ``graph`` for a batch of waves."""

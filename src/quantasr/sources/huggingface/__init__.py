@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -65,12 +66,14 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
         module = _load_weights(where, config, hub, trust)
     _check_weights(where, module)
     frontend = _frontend(where, extractor)
-    padded = isinstance(frontend, FbankFrontend) or bool(extractor.return_attention_mask)
+    # A group norm runs over time: padding would change it, so such models get no mask, whatever their processor says.
+    grouped = getattr(config, "feat_extract_norm", "layer") == "group"
+    padded = isinstance(frontend, FbankFrontend) or (bool(extractor.return_attention_mask) and not grouped)
     rewrite(module)
     graph = CtcGraph(module, padded)
     frame_samples = _frame_samples(config, frontend)
     return AsrModel(
-        name=Path(where).name,
+        name=Path(where).resolve().name,
         family=FAMILIES[config.model_type],
         module=module,
         graph=graph,
@@ -115,8 +118,8 @@ def _load_weights(where: str, config: Any, hub: dict[str, Any], trust: bool) -> 
 
 
 def _check_weights(where: str, module: nn.Module) -> None:
-    for name, parameter in module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if not bool(torch.isfinite(tensor).all()):
             raise ModelLoadError(f"{where}: weight {name} has NaN or infinite values: the checkpoint is broken")
 
 
@@ -171,7 +174,7 @@ def _frame_samples(config: Any, frontend: Frontend) -> float:
 
 
 def _min_samples(config: Any, frontend: Frontend) -> int:
-    """The shortest wave that gives one frame: what the filter bank needs, or the receptive field of the convolutions."""
+    """The shortest wave that gives one frame: what the filter bank needs, or what the convolutions see at once."""
     if isinstance(frontend, FbankFrontend):
         return frontend.min_samples
     field = 1
@@ -183,15 +186,30 @@ def _min_samples(config: Any, frontend: Frontend) -> int:
 @contextmanager
 def _load_errors(where: str) -> Iterator[None]:
     """Say in one line what transformers says in many."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    hub = "" if Path(where).exists() else "no such folder, and "
     try:
         yield
     except ModelLoadError:
         raise
     except json.JSONDecodeError as error:
         raise ModelLoadError(f"{where}: a configuration file is not JSON: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelLoadError(f"{where}: cannot load it: {first}") from error
+    except SafetensorError as error:
+        raise ModelLoadError(f"{where}: the weights are damaged, copy them again: {error}") from None
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
+        reason = shorten(str(error) or type(error).__name__, 250, placeholder=" ...")
+        raise ModelLoadError(f"{where}: {hub}cannot load it: {reason}") from error
 
 
 @contextmanager
