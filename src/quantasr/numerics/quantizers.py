@@ -83,6 +83,11 @@ class InputQuantizer(nn.Module):
             return fake_quantize(x, self.scale, self.zero_point, self.qtype)
         return x
 
+    @property
+    def seen(self) -> bool:
+        """Whether calibration gave it anything."""
+        return self.observer.count > 0
+
     def freeze(self) -> None:
         """Fix the scale from what was observed; raises :class:`CalibrationError` when nothing was."""
         low, high = self.observer.range(self.qtype)
@@ -109,9 +114,14 @@ class DynamicInputQuantizer(nn.Module):
             return dynamic_fake_quantize(x)
         return x
 
+    @property
+    def seen(self) -> bool:
+        """Whether the layer was called during calibration."""
+        return self.calls > 0
+
     def freeze(self) -> None:
         """Nothing to fix; raises :class:`CalibrationError` when the layer was never called."""
-        if self.calls == 0:
+        if not self.seen:
             raise CalibrationError("the layer was never called during calibration")
 
 

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sized
 
-import torch
-
 from quantasr.errors import CalibrationError
-from quantasr.numerics.quantizers import DynamicInputQuantizer, Phase
+from quantasr.numerics.quantizers import Phase
 from quantasr.progress import track
 from quantasr.quantize.prepare import Prepared
 from quantasr.speech.transcript import Waveform
 
 
 def calibrate(prepared: Prepared, waves: Iterable[Waveform], *, progress: bool = False) -> int:
-    """Observe every quantized input on ``waves`` (mono, at the model's sample rate), one at a time; how many there were.
+    """Observe every quantized input on ``waves``, one at a time; how many there were.
 
-    One pass, in bounded memory; raises :class:`CalibrationError` when there are no recordings or a layer gives NaN.
-    Weights stay float meanwhile, so that every input is what the original would see.
+    The waves are mono and at the model's sample rate; long ones are cut in the windows that a transcriber would cut.
+    One pass, in bounded memory. Weights stay float meanwhile, so that every input is what the original would see.
+    Layers that are never called are left float. Raises :class:`CalibrationError` when there are no recordings or a
+    layer gives NaN, and :class:`quantasr.errors.AudioError` when a recording is empty or not finite.
     """
-    model, count = prepared.model, 0
+    count = 0
     total = len(waves) if isinstance(waves, Sized) else None
-    with prepared.active(Phase.OBSERVE), torch.inference_mode():
+    transcriber = prepared.model.transcriber()
+    with prepared.active(Phase.OBSERVE):
         for wave in track(waves, "calibrating", total=total, show=progress):
-            if len(wave) < model.min_samples:
-                continue
-            model.graph(*model.inputs([wave]))
+            transcriber.logprobs([wave])
             count += 1
     if count == 0:
-        raise CalibrationError("no calibration recording is long enough to use: static scales need some speech")
-    for path, quantizer in list(prepared.inputs.items()):
-        seen = quantizer.calls if isinstance(quantizer, DynamicInputQuantizer) else quantizer.observer.count
-        if not seen:
-            prepared.leave_float(path, "it is never called when transcribing")
+        raise CalibrationError("no calibration recordings: static scales need some speech")
+    for path in prepared.never_called():
+        prepared.leave_float(path, "it is never called when transcribing")
     return count

@@ -31,16 +31,19 @@ def convert(prepared: Prepared) -> None:
     if not prepared.weights and not (prepared.products and prepared.products.quantizers):
         raise RecipeError(f"recipe {prepared.recipe.name!r} quantized nothing: no layer that it names is ever called")
     if prepared.recipe.float_storage == "fp16":
-        _round_float_weights(prepared)
+        prepared.stored.update(_float16_weights(prepared))
 
 
-@torch.no_grad()
-def _round_float_weights(prepared: Prepared) -> None:
-    """Give the float rest the values that its float16 storage will hold, so that the simulation has them too."""
-    integers = {id(p) for path in prepared.weights for p in prepared.model.module.get_submodule(path).parameters()}
-    for parameter in prepared.model.module.parameters():
-        if id(parameter) not in integers and fits_float16(parameter):
-            parameter.copy_(parameter.half().float())
+def _float16_weights(prepared: Prepared) -> dict[str, Tensor]:
+    """The float rest as its float16 storage will hold it."""
+    module = prepared.model.module
+    # A quantized weight is stored as integers; its original is still there as a parameter.
+    quantized = {f"{path}.parametrizations.weight.original" for path in prepared.weights}
+    return {
+        name: parameter.detach().half()
+        for name, parameter in module.named_parameters()
+        if name not in quantized and fits_float16(parameter)
+    }
 
 
 def fits_float16(weight: Tensor) -> bool:

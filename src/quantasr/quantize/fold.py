@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +16,12 @@ from torch.utils._pytree import tree_leaves
 from quantasr.quantize.layers import KINDS, find_layers, kind_of
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+# Dimensions of an output whose axis 1 is the layer's output channel, so that a batch norm scales whole channels.
+_DIMENSIONS = {"linear": 2, "conv1d": 3, "conv2d": 4, "conv3d": 5, "conv_transpose1d": 3}
+
+# Questions about a tensor that do not read its values.
+_METADATA = {"__get__", "dim", "size", "stride", "numel", "ndimension", "is_floating_point", "is_contiguous", "__len__"}
 
 
 def bake_parametrizations(module: nn.Module) -> list[str]:
@@ -34,19 +42,35 @@ def bake_parametrizations(module: nn.Module) -> list[str]:
 
 
 class _Uses(TorchFunctionMode):
-    """Counts how many operations read each tensor that a foldable layer gave."""
+    """Counts how many operations read each tensor that it was told of."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: dict[int, int] = {}
+        self.counts: Counter[int] = Counter()
+        self.known: dict[int, Tensor] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        for leaf in tree_leaves((args, kwargs)):
-            # Reading .shape and the like is no use of the values.
-            if isinstance(leaf, Tensor) and id(leaf) in self.counts and not getattr(func, "__name__", "") == "__get__":
-                self.counts[id(leaf)] += 1
-        return func(*args, **kwargs)
+    def watch(self, tensor: Tensor) -> None:
+        """Count the uses of ``tensor`` from here on."""
+        self.known[id(tensor)] = tensor  # keeping the tensor keeps its id from being used again
+        self.counts[id(tensor)] = 0
+
+    def count(self, tree: Any) -> None:
+        """One use more of every tensor in ``tree``."""
+        self.counts.update(id(leaf) for leaf in tree_leaves(tree) if id(leaf) in self.known)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") not in _METADATA:
+            self.count((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class _Pair:
+    layer: str
+    norm: str
+    between: Tensor
 
 
 def batch_norm_pairs(module: nn.Module, graph: nn.Module, inputs: Sequence[Tensor]) -> list[tuple[str, str]]:
@@ -55,41 +79,58 @@ def batch_norm_pairs(module: nn.Module, graph: nn.Module, inputs: Sequence[Tenso
     Found by running ``graph(*inputs)`` once and watching which tensor goes where, so no assumption is made about
     how the model's ``forward`` is written.
     """
-    produced: dict[int, tuple[str, Tensor]] = {}
-    calls: dict[str, int] = {}
-    pairs: list[tuple[str, str, int]] = []
+    produced: dict[int, str] = {}
+    calls: Counter[str] = Counter()
+    pairs: list[_Pair] = []
     uses = _Uses()
 
-    def after_layer(path: str) -> Any:
+    def after_layer(path: str, kind: str) -> Any:
         def hook(_: nn.Module, __: Any, out: Any) -> None:
-            calls[path] = calls.get(path, 0) + 1
-            if isinstance(out, Tensor):
-                produced[id(out)] = (path, out)  # keeping the tensor keeps its id from being used again
-                uses.counts[id(out)] = 0
+            calls[path] += 1
+            if isinstance(out, Tensor) and out.ndim == _DIMENSIONS[kind]:
+                produced[id(out)] = path
+                uses.watch(out)
 
         return hook
 
     def before_norm(path: str) -> Any:
         def hook(_: nn.Module, args: Any) -> None:
+            calls[path] += 1
             if args and id(args[0]) in produced:
-                pairs.append((produced[id(args[0])][0], path, id(args[0])))
+                pairs.append(_Pair(produced[id(args[0])], path, args[0]))
 
         return hook
 
     handles = []
     for path, part in module.named_modules():
+        kind = kind_of(part)
         if isinstance(part, BatchNorm):
             if part.track_running_stats and part.running_mean is not None:
                 handles.append(part.register_forward_pre_hook(before_norm(path)))
-        elif kind_of(part) not in (None, "embedding"):
-            handles.append(part.register_forward_hook(after_layer(path)))
+        elif kind in _DIMENSIONS:
+            handles.append(part.register_forward_hook(after_layer(path, kind)))
     try:
         with torch.inference_mode(), uses:
-            graph(*inputs)
+            out = graph(*inputs)
+        uses.count(out)  # what the model gives away has a reader outside
     finally:
         for handle in handles:
             handle.remove()
-    return [(layer, norm) for layer, norm, key in pairs if uses.counts[key] == 1 and calls[layer] == 1]
+    tied = _tied(module)
+    return [
+        (pair.layer, pair.norm)
+        for pair in pairs
+        if uses.counts[id(pair.between)] == 1 and calls[pair.layer] == calls[pair.norm] == 1 and pair.layer not in tied
+    ]
+
+
+def _tied(module: nn.Module) -> set[str]:
+    """Layers that share a parameter with another module: changing one would change both."""
+    owners: dict[int, list[str]] = {}
+    for path, part in module.named_modules():
+        for parameter in part.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(path)
+    return {path for paths in owners.values() if len(paths) > 1 for path in paths}
 
 
 @torch.no_grad()
@@ -105,23 +146,27 @@ def fold_batch_norms(module: nn.Module, graph: nn.Module, inputs: Sequence[Tenso
         norm: Any = module.get_submodule(norm_path)
         gain = torch.rsqrt(norm.running_var + norm.eps) * (norm.weight if norm.affine else 1.0)
         shift = (norm.bias if norm.affine else 0.0) - norm.running_mean * gain
-        axis = KINDS[str(kind_of(layer))].channel_axis
-        groups = getattr(layer, "groups", 1)
-        rows = gain.reshape([-1 if d == axis else 1 for d in range(layer.weight.ndim)])
-        if axis == 1 and groups > 1:
-            # A grouped transposed convolution keeps its output channels as [inputs, outputs / groups].
-            rows = gain.reshape(groups, 1, -1, *[1] * (layer.weight.ndim - 2)).repeat_interleave(
-                layer.weight.shape[0] // groups, 1
-            )
-            layer.weight.copy_(
-                (layer.weight.reshape(rows.shape[0], rows.shape[1], *layer.weight.shape[1:]) * rows).reshape(
-                    layer.weight.shape
-                )
-            )
-        else:
-            layer.weight.copy_(layer.weight * rows)
+        layer.weight.copy_(_scaled(layer.weight, gain, KINDS[str(kind_of(layer))].channel_axis, layer))
         bias = shift + (layer.bias * gain if layer.bias is not None else 0.0)
         layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
-        parent, _, name = norm_path.rpartition(".")
-        setattr(module.get_submodule(parent), name, nn.Identity())
+        _replace(module, norm, nn.Identity())
     return pairs
+
+
+def _scaled(weight: Tensor, gain: Tensor, axis: int, layer: Any) -> Tensor:
+    """``weight`` with each output channel multiplied by its ``gain``."""
+    rest = [1] * (weight.ndim - 2)
+    if axis == 0:
+        return weight * gain.reshape(-1, 1, *rest)
+    # A transposed convolution keeps [inputs, outputs / groups], the inputs of the first group first.
+    groups = layer.groups
+    split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    return (split * gain.reshape(groups, 1, -1, *rest)).reshape(weight.shape)
+
+
+def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` is registered; a module may have several names."""
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if child is old:
+                setattr(part, name, new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from quantasr.numerics.quantizers import InputQuantizer
-from quantasr.recipes.recipe import QConfig
 
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 
@@ -23,11 +23,11 @@ class ProductQuantizers(TorchFunctionMode):
     parameter are layers and are left to the rules.
     """
 
-    def __init__(self, module: nn.Module, qconfig: QConfig, make: Any) -> None:
-        """``make(qconfig)`` builds one :class:`InputQuantizer`."""
+    def __init__(self, module: nn.Module, make: Callable[[], InputQuantizer]) -> None:
+        """``make()`` builds the quantizer of one operand."""
         super().__init__()
         self.quantizers: dict[str, tuple[InputQuantizer, InputQuantizer]] = {}
-        self._make = lambda: make(qconfig)
+        self._make = make
         self._stack: list[str] = []
         self._turn: Counter[str] = Counter()
         self._open = True
@@ -47,7 +47,9 @@ class ProductQuantizers(TorchFunctionMode):
         if self._stack and self._stack[-1] == path:
             self._stack.pop()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func in _PRODUCTS and self._stack and len(args) == 2 and all(_is_activation(a) for a in args):
             path = self._stack[-1]

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from quantasr.numerics.observers import observer_factory
-from quantasr.numerics.quantizers import DynamicInputQuantizer, InputQuantizer, Phase, Quantizer, WeightQuantizer
+from quantasr.numerics.quantizers import (
+    DynamicInputQuantizer,
+    InputQuantizer,
+    Phase,
+    Quantizer,
+    Samples,
+    WeightQuantizer,
+)
 from quantasr.quantize.fold import bake_parametrizations, fold_batch_norms
 from quantasr.quantize.functional import ProductQuantizers
 from quantasr.quantize.layers import KINDS, find_layers
@@ -55,6 +64,10 @@ class Prepared:
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
     products: ProductQuantizers | None = None
     folded: list[tuple[str, str]] = field(default_factory=list)
+    samples: Samples = field(default_factory=Samples)
+    hooks: dict[str, RemovableHandle] = field(default_factory=dict)
+    stored: dict[str, Tensor] = field(default_factory=dict)
+    """Float weights, by their names, as float16 will hold them; the simulation has these in place of the originals."""
 
     def set_phase(self, phase: Phase) -> None:
         """Put every quantizer into ``phase``."""
@@ -72,28 +85,46 @@ class Prepared:
     def leave_float(self, path: str, reason: str) -> None:
         """Take the quantizers off one layer and record why."""
         layer = self.model.module.get_submodule(path)
-        self.inputs.pop(path, None)
+        if self.inputs.pop(path, None) is not None:
+            self.hooks.pop(path).remove()
         if self.weights.pop(path, None) is not None:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
         self.plan = [replace(row, qconfig=FLOAT, reason=reason) if row.path == path else row for row in self.plan]
+
+    def never_called(self) -> list[str]:
+        """Layers whose weight or input calibration did not see."""
+        unseen = {path for path, quantizer in self.inputs.items() if not quantizer.seen}
+        return [path for path, weight in self.weights.items() if not weight.calls or path in unseen]
 
     @contextmanager
     def active(self, phase: Phase) -> Iterator[None]:
         """Run the model in ``phase`` for a while, attention products included, then return to float."""
         self.set_phase(phase)
         try:
-            with evaluating(self.model.module):
-                if self.products is None:
-                    yield
-                else:
-                    with self.products:
-                        yield
+            with evaluating(self.model.module), self._stored(phase), self.products or nullcontext():
+                yield
         finally:
             self.set_phase(Phase.FLOAT)
+            self.samples.clear()
+
+    @contextmanager
+    def _stored(self, phase: Phase) -> Iterator[None]:
+        """While simulating, give the float rest the values of its float16 storage."""
+        originals = {}
+        if phase is Phase.SIMULATE:
+            parameters = dict(self.model.module.named_parameters())
+            originals = {name: parameters[name].data for name in self.stored}
+        try:
+            for name in originals:
+                parameters[name].data = self.stored[name].float()
+            yield
+        finally:
+            for name, original in originals.items():
+                parameters[name].data = original
 
 
 def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
-    """Fold what can be folded, then attach a quantizer to the weight and the input of every layer that the recipe names.
+    """Fold what can be folded, then attach a quantizer to the weight and the input of each layer that the recipe names.
 
     Nothing is replaced: an input gets a forward pre-hook, a weight a parametrization. Raises
     :class:`quantasr.errors.RecipeError` when the recipe matches nothing or does not fit a layer.
@@ -113,7 +144,10 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
             _attach(prepared, path, kind, layer, qconfig)
     if recipe.attention_products:
         prepared.products = ProductQuantizers(
-            model.module, recipe.defaults, lambda q: InputQuantizer(q.input, observer_factory(q.input_observer))
+            model.module,
+            lambda: InputQuantizer(
+                recipe.defaults.input, observer_factory(recipe.defaults.input_observer), prepared.samples
+            ),
         )
     return prepared
 
@@ -123,12 +157,21 @@ def _attach(prepared: Prepared, path: str, kind: str, layer: nn.Module, qconfig:
         quantizer = (
             DynamicInputQuantizer(qconfig.input)
             if qconfig.mode == "dynamic"
-            else InputQuantizer(qconfig.input, observer_factory(qconfig.input_observer))
+            else InputQuantizer(qconfig.input, observer_factory(qconfig.input_observer), prepared.samples)
         )
         # The hook holds the quantizer; as a submodule it would change the paths that recipes speak of.
-        layer.register_forward_pre_hook(lambda _, args: (quantizer(args[0]), *args[1:]) if args else None)
+        prepared.hooks[path] = layer.register_forward_pre_hook(partial(_quantize_input, quantizer), with_kwargs=True)
         prepared.inputs[path] = quantizer
     weight = WeightQuantizer(qconfig.weight, observer_factory(qconfig.weight_observer), KINDS[kind].channel_axis)
     weight.check(layer.weight, path)  # type: ignore[arg-type]
     parametrize.register_parametrization(layer, "weight", weight, unsafe=True)
     prepared.weights[path] = weight
+
+
+def _quantize_input(
+    quantizer: nn.Module, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: the first argument of every layer of a kind is its input, which is called ``input``."""
+    if args:
+        return (quantizer(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": quantizer(kwargs["input"])}
