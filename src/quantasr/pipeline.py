@@ -81,7 +81,8 @@ def quantize(
 
     say(f"exporting the float graph of {model.name}")
     speech = [u.load(model.sample_rate) for u in utterances[:_PARITY_UTTERANCES]]
-    parity = {"float": _check_float(model, speech).to_dict()}
+    original = model.transcriber(chunk_seconds=0).logprobs(speech)
+    parity = {"float": _check_float(model, speech, original).to_dict()}
 
     prepared = prepare(model, chosen)
     say(f"calibrating on {len(utterances)} utterances")
@@ -93,7 +94,7 @@ def quantize(
         say("exporting the quantized graph")
         save_graph(export_quantized(prepared), folder / GRAPH)
         say("comparing the graph with its simulation")
-        parity.update(_check_quantized(prepared, folder / GRAPH, speech))
+        parity.update(_check_quantized(prepared, folder / GRAPH, speech, original))
         _write_json(folder / TOKENIZER, prepared.model.tokenizer.to_dict())
         _write_json(folder / LAYERS, [row.to_dict() for row in prepared.plan])
         _write_json(folder / CALIBRATION, fingerprints(utterances))
@@ -137,9 +138,8 @@ class _Waves:
             yield wave
 
 
-def _check_float(model: AsrModel, speech: Sequence[Waveform]) -> Agreement:
+def _check_float(model: AsrModel, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]) -> Agreement:
     """Compare the original with its float graph; raises :class:`ArtifactError` when they differ."""
-    original = model.transcriber(chunk_seconds=0).logprobs(speech)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / GRAPH
         save_graph(export_float(model), path)
@@ -152,10 +152,11 @@ def _check_float(model: AsrModel, speech: Sequence[Waveform]) -> Agreement:
     return found
 
 
-def _check_quantized(prepared: Prepared, graph: Path, speech: Sequence[Waveform]) -> dict[str, Any]:
+def _check_quantized(
+    prepared: Prepared, graph: Path, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]
+) -> dict[str, Any]:
     """Compare the quantized graph, on every engine in fp32, with its simulation and with the original."""
     model = prepared.model
-    original = model.transcriber(chunk_seconds=0).logprobs(speech)
     with prepared.active(Phase.SIMULATE):
         simulation = model.transcriber(chunk_seconds=0).logprobs(speech)
     rows: dict[str, Any] = {"simulation_to_original": agreement(simulation, original).to_dict()}

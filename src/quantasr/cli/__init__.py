@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from quantasr.version import __version__
+from quantasr.cli.interrupt import Interrupted, interruptible
 from quantasr.cli.output import say
 from quantasr.errors import QuantasrError
+from quantasr.version import __version__
 
 COMMANDS = ("quantize", "evaluate", "transcribe", "bench", "inspect", "demo")
 
 OK, FAILED, USAGE, PARTLY, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes; PARTLY: some recordings could not be used and were reported, the rest was done."""
+"""Exit codes; PARTLY: some recordings were not usable or are suspicious, which was reported, and the rest was done."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole parser."""
+def parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The whole parser, or that of some commands only: each is imported when it is added."""
     top = argparse.ArgumentParser(
         prog="quantasr",
         description="Make trained speech recognisers small and fast on CPUs, and prove that the word error rate held.",
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but for recordings that were reported, "
-        "130 interrupted.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done, with recordings that were reported as unusable "
+        "or suspicious, 130 interrupted.",
     )
     top.add_argument("--version", action="version", version=f"quantasr {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name in commands:
         command = import_module(f"quantasr.cli.{name}")
         command.add(subparsers).set_defaults(run=command.run)
     return top
@@ -35,17 +37,34 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors that quantasr knows become one line on standard error."""
-    chosen = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code: int = chosen.run(chosen)
-        return code
+        with interruptible():
+            return _run(arguments)
     except QuantasrError as error:
-        say(f"quantasr: {' '.join(str(error).split())}")
-        return FAILED
-    except KeyboardInterrupt:
-        say("quantasr: interrupted; nothing half-written was left behind")
-        return INTERRUPTED
+        return _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output has gone, as in `quantasr ... | head`.
-        sys.stderr.close()
+        # The reader of our output has gone, as in `quantasr ... | head`; the rest of it must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}: check the path, its rights and the disk")
+    except MemoryError:
+        return _fail("out of memory: use shorter --chunk, a smaller --batch-size or fewer systems at once")
+    except KeyboardInterrupt as error:
+        say("quantasr: interrupted: nothing half-written was left behind; start again when ready")
+        return error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    # Only the command that is wanted: the others' imports take longer than a short recording.
+    chosen = parser(arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS).parse_args(arguments)
+    code: int = chosen.run(chosen)
+    sys.stdout.flush()  # now, while a full disk can still be reported
+    return code
+
+
+def _fail(text: str) -> int:
+    say(f"quantasr: {' '.join(text.split())}")
+    return FAILED

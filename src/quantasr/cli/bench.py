@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantasr.cli.options import add_command, add_trust
+from quantasr.cli.options import add_command, add_threads, add_trust, count, seconds
 from quantasr.cli.output import say, show, write_json
 
 _EXAMPLES = """\
@@ -24,10 +24,10 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("--original", metavar="MODEL", help="the model that they were made from, timed in PyTorch")
     command.add_argument("--audio", type=Path, metavar="FILE", help="default: 10 s of noise")
     command.add_argument(
-        "--seconds", type=float, default=10.0, help="length of the noise, or of the audio at most (10)"
+        "--seconds", type=seconds, default=10.0, help="length of the noise, or of the audio at most (10)"
     )
-    command.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
-    command.add_argument("--rounds", type=int, default=15, metavar="N", help="turns that count (15)")
+    add_threads(command)
+    command.add_argument("--rounds", type=count, default=15, metavar="N", help="turns that count (15)")
     command.add_argument("--no-memory", action="store_true", help="skip the processes that measure memory")
     add_trust(command)
     return command

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from quantasr.cli.options import add_command
+from quantasr.cli.options import add_command, add_threads, count
 from quantasr.cli.output import say, show, write_json
 
 _EXAMPLES = """\
@@ -23,18 +23,18 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         subparsers, "demo", "Quantize the sample recogniser of spoken digits and show WER and speed.", _EXAMPLES
     )
     command.add_argument("--output", type=Path, metavar="FOLDER", help="keep the artifacts here")
-    command.add_argument("--threads", type=int, default=2, metavar="N", help="(2)")
-    command.add_argument("--limit", type=int, metavar="N", help="evaluate the first N utterances only")
+    add_threads(command, default=2)
+    command.add_argument("--limit", type=count, metavar="N", help="evaluate the first N utterances only")
     return command
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The whole way on the model in the package: quantize twice, evaluate, time, and show both tables."""
+    import quantasr
     from quantasr.measure.bench import bench
     from quantasr.measure.evaluate import evaluate_systems
     from quantasr.measure.original import load_original
     from quantasr.measure.report import bench_table, evaluation_table
-    from quantasr.pipeline import quantize
     from quantasr.runtime import load
     from quantasr.sample import calibration, evaluation, model
     from quantasr.speech.manifest import read_manifest
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"-- recipe {recipe}")
             output = Path(folder) / f"digits-{recipe}"
             artifacts.append(
-                quantize(
+                quantasr.quantize(
                     model(),
                     output,
                     calibration=calibration(),

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantasr.cli.options import add_command, add_decoder, add_engine, add_trust, open_recogniser
+from quantasr.cli.options import add_command, add_decoder, add_engine, add_trust, count, open_recogniser
 from quantasr.cli.output import say, show, write_json
+from quantasr.errors import ManifestError
 from quantasr.speech.manifest import FORMATS, read_manifest
 from quantasr.speech.text import NORMALIZERS
 
@@ -28,8 +29,8 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("--format", choices=["auto", *FORMATS], default="auto", help="form of the manifest")
     command.add_argument("--normalizer", choices=list(NORMALIZERS), default="basic", help="of both texts (basic)")
     command.add_argument("--utterances", type=Path, metavar="FILE", help="write each utterance as a line of JSON")
-    command.add_argument("--limit", type=int, metavar="N", help="the first N utterances only")
-    command.add_argument("--batch-size", type=int, default=1, metavar="N")
+    command.add_argument("--limit", type=count, metavar="N", help="the first N utterances only")
+    command.add_argument("--batch-size", type=count, default=1, metavar="N")
     add_engine(command)
     add_decoder(command)
     add_trust(command)
@@ -41,6 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     from quantasr.measure.evaluate import evaluate_systems
     from quantasr.measure.report import evaluation_table
 
+    if arguments.utterances is not None and not arguments.utterances.absolute().parent.is_dir():
+        # Now, and not after an hour of transcribing.
+        raise ManifestError(f"{arguments.utterances}: cannot be written: there is no such folder: make it first")
     utterances = read_manifest(arguments.manifest, format=arguments.format, trust=arguments.trust)
     systems = [open_recogniser(where, arguments, batch_size=arguments.batch_size) for where in arguments.systems]
     evaluation = evaluate_systems(
@@ -53,12 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.utterances is not None:
         evaluation.save_utterances(arguments.utterances)
-    for name, fault in evaluation.warnings.items():
-        say(f"quantasr: {name}: {fault}")
+    for fault in evaluation.warnings.values():
+        say(f"quantasr: {fault}")
     for error in evaluation.failures.values():
         say(f"quantasr: left out: {error}")
     if arguments.json:
         write_json(evaluation.to_dict())
     else:
         show(evaluation_table(evaluation))
-    return 3 if evaluation.failures else 0
+    return 3 if evaluation.failures or evaluation.warnings else 0

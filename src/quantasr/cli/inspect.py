@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantasr.cli.options import add_command, add_engine
+from quantasr.cli.options import add_command, add_engine, seconds
 from quantasr.cli.output import show, write_json
 
 _EXAMPLES = """\
@@ -24,7 +24,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         _EXAMPLES,
     )
     command.add_argument("artifact", type=Path)
-    command.add_argument("--seconds", type=float, default=10.0, help="length of the audio that is run (10)")
+    command.add_argument("--seconds", type=seconds, default=10.0, help="length of the audio that is run (10)")
     add_engine(command)
     return command
 

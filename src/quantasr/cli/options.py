@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantasr.artifact import MANIFEST
+from quantasr.artifact import GRAPH, MANIFEST
 from quantasr.engines import ENGINES
 from quantasr.engines.engine import COMPUTE
-from quantasr.speech.ctc import CtcTranscriber
+from quantasr.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from quantasr.speech.ctc import CtcTranscriber
+
+
+def count(text: str) -> int:
+    """An argument that counts something: 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return value
+
+
+def threads(text: str) -> int:
+    """A number of threads, 0 for all cores."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more, or 0 for all cores")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A length of audio."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text}: give more than 0 seconds")
+    return value
 
 
 def add_command(subparsers: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -29,14 +57,20 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     """``--engine``, ``--compute`` and ``--threads``."""
     command.add_argument("--engine", choices=["auto", *ENGINES], help="default: what the recipe says; auto measures")
     command.add_argument("--compute", choices=COMPUTE, help="type of the float rest; default: what the recipe says")
-    command.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
+    add_threads(command)
+
+
+def add_threads(command: argparse.ArgumentParser, default: int = 0) -> None:
+    """``--threads``."""
+    shown = str(default) if default else "all cores"
+    command.add_argument("--threads", type=threads, default=default, metavar="N", help=f"default: {shown}")
 
 
 def add_decoder(command: argparse.ArgumentParser) -> None:
     """``--lm`` and the options of the beam search."""
     group = command.add_argument_group("decoding", "greedy, unless --lm or --beam-width asks for beam search")
     group.add_argument("--lm", type=Path, metavar="FILE", help="KenLM n-gram, ARPA or binary")
-    group.add_argument("--beam-width", type=int, metavar="N", help="beam search with N beams (64 with --lm)")
+    group.add_argument("--beam-width", type=count, metavar="N", help="beam search with N beams (64 with --lm)")
     group.add_argument("--alpha", type=float, default=0.5, help="weight of the language model (0.5)")
     group.add_argument("--beta", type=float, default=1.5, help="bonus for each word (1.5)")
 
@@ -59,8 +93,8 @@ def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_artifact(where: str) -> bool:
-    """Whether ``where`` is an artifact folder, and not a model in its own framework."""
-    return (Path(where) / MANIFEST).is_file()
+    """Whether ``where`` is an artifact folder, perhaps a damaged one, and not a model in its own framework."""
+    return any((Path(where) / name).is_file() for name in (MANIFEST, GRAPH))
 
 
 def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -> CtcTranscriber:
@@ -70,6 +104,8 @@ def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -
         from quantasr.runtime import load
 
         return load(where, engine=arguments.engine, compute=arguments.compute, threads=arguments.threads, **options)
+    if not Path(where).exists() and (where.startswith((".", "/", "~")) or where.count("/") != 1 or where[-1] == "/"):
+        raise ModelLoadError(f"{where}: no such file or folder: give an artifact folder, a model folder or a hub id")
     import quantasr
 
     model = quantasr.load_model(where, trust=arguments.trust)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_PIPED_WIDTH = 180
 
 
 def say(text: str) -> None:
@@ -16,8 +19,10 @@ def say(text: str) -> None:
 
 def show(*tables: RenderableType) -> None:
     """Tables for people."""
+    from rich.console import Console
+
     # Piped output has no width of its own: make room instead of breaking rows.
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     for table in tables:
         console.print(table)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantasr.cli.options import add_command, add_trust
+from quantasr.cli.options import add_command, add_trust, count
 from quantasr.cli.output import say, show, write_json
 
 _EXAMPLES = """\
@@ -25,7 +25,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("--recipe", default="default", help="default, fast, or a TOML file (default: default)")
     command.add_argument("--evaluation", metavar="MANIFEST", help="refuse to calibrate on any of this speech")
     command.add_argument(
-        "--limit", type=int, default=128, metavar="N", help="calibrate on the first N utterances (128)"
+        "--limit", type=count, default=128, metavar="N", help="calibrate on the first N utterances (128)"
     )
     command.add_argument("--overwrite", action="store_true", help="replace an artifact that is there")
     add_trust(command)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantasr.cli.options import add_command, add_decoder, add_engine, add_trust, open_recogniser
 from quantasr.cli.output import say, write_json
 from quantasr.errors import AudioError
+from quantasr.speech.ctc import BLOCK_SECONDS
+
+if TYPE_CHECKING:
+    from quantasr.speech.ctc import CtcTranscriber
+    from quantasr.speech.transcript import Transcript
 
 _EXAMPLES = """\
   quantasr transcribe out/ speech.wav
@@ -39,23 +44,19 @@ def run(arguments: argparse.Namespace) -> int:
     begin = time.perf_counter()
     recogniser = open_recogniser(arguments.model, arguments, chunk_seconds=arguments.chunk)
     loaded = time.perf_counter() - begin
-    failed = 0
+    failed = reported = 0
     for path in arguments.audio:
         start = time.perf_counter()
         try:
-            transcript = recogniser.transcribe_file(path)
+            transcript, faults = _transcribe(recogniser, path)
         except AudioError as error:
             failed += 1
             say(f"quantasr: {error}")
             continue
-        if arguments.json:
-            seconds = time.perf_counter() - start
-            write_json({"audio": str(path), **transcript.to_dict(), "processing_seconds": round(seconds, 4)})
-        elif arguments.words:
-            for word in transcript.words:
-                print(f"{path}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}")
-        else:
-            print(transcript.text if len(arguments.audio) == 1 else f"{path}\t{transcript.text}")
+        _write(arguments, path, transcript, time.perf_counter() - start)
+        if faults:
+            reported += 1
+            say(f"quantasr: {path}: {'; '.join(faults)}")
     if arguments.stats:
         from quantasr.measure.footprint import peak_memory
 
@@ -64,4 +65,25 @@ def run(arguments: argparse.Namespace) -> int:
         write_json({"stats": {**stats, "recogniser": recogniser.name}})
     if failed == len(arguments.audio):
         return 1
-    return 3 if failed else 0
+    return 3 if failed or reported else 0
+
+
+def _transcribe(recogniser: CtcTranscriber, path: Path) -> tuple[Transcript, tuple[str, ...]]:
+    """The text of a file, and what looked wrong about its sound."""
+    # Here, so that what is wrong with the model shows before audio libraries are loaded.
+    from quantasr.measure.faults import FaultWatch
+    from quantasr.speech.audio import stream_audio
+
+    watch = FaultWatch()
+    blocks = stream_audio(path, recogniser.sample_rate, BLOCK_SECONDS)
+    return recogniser.transcribe_stream(watch.watch(blocks)), watch.faults
+
+
+def _write(arguments: argparse.Namespace, path: Path, transcript: Transcript, seconds: float) -> None:
+    if arguments.json:
+        write_json({"audio": str(path), **transcript.to_dict(), "processing_seconds": round(seconds, 4)})
+    elif arguments.words:
+        for word in transcript.words:
+            print(f"{path}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}", flush=True)
+    else:
+        print(transcript.text if len(arguments.audio) == 1 else f"{path}\t{transcript.text}", flush=True)

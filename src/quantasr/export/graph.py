@@ -32,6 +32,7 @@ _CHECKED_BELOW = 1_500_000_000
 
 def export_float(model: AsrModel) -> onnx.ModelProto:
     """The original as a float32 graph; inputs and outputs are those of ``AsrModel.graph``."""
+    model.make_exportable()
     return _finish(_trace(model), model)
 
 

@@ -126,6 +126,12 @@ class _Lowering:
                 # The transposition is done; whoever read its result reads ours.
                 self.dead.add(user.output[0])
                 self.rename(user.output[0], out)
+            elif user.op_type == "Unsqueeze" and len(self.consumers[out]) == 1 and not group:
+                (new,) = self.array(user.input[1]).tolist()
+                integers = np.expand_dims(integers, new)
+                axis += axis >= new
+                self.dead.add(user.output[0])
+                self.rename(user.output[0], out)
         group_axis = 0 if group and scale.shape[0] < integers.shape[0] else 1
         names = [
             self.constant(f"{base}_integers", integers, qtype.storage),

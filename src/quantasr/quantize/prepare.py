@@ -129,6 +129,7 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
     Nothing is replaced: an input gets a forward pre-hook, a weight a parametrization. Raises
     :class:`quantasr.errors.RecipeError` when the recipe matches nothing or does not fit a layer.
     """
+    model.make_exportable()
     layers = find_layers(model.module)
     recipe.check_used({path: kind for path, (kind, _) in layers.items()})
     with evaluating(model.module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,7 @@ class AsrModel:
 
     ``padded_batches`` is False for models trained without an attention mask: padding would change what they hear.
     ``frame_seconds`` is the time between two rows of ``logprobs``; ``min_samples`` the shortest wave that gives one.
+    ``rewrite`` gives parts of ``module`` the same arithmetic in a form that exports and quantizes better.
     """
 
     name: str
@@ -40,12 +41,19 @@ class AsrModel:
     padded_batches: bool
     frame_seconds: float
     min_samples: int
+    rewrite: Callable[[nn.Module], None] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sample_rate(self) -> int:
         """Samples per second of the waves that the frontend takes."""
         return self.frontend.sample_rate
+
+    def make_exportable(self) -> None:
+        """Rewrite ``module`` in place, once; until then it computes exactly as its framework does."""
+        if self.rewrite is not None:
+            self.rewrite(self.module)
+            self.rewrite = None
 
     def transcriber(self, **options: Any) -> CtcTranscriber:
         """This model, in PyTorch, as a recogniser; ``options`` are those of :class:`CtcTranscriber`."""

@@ -69,7 +69,6 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
     # A group norm runs over time: padding would change it, so such models get no mask, whatever their processor says.
     grouped = getattr(config, "feat_extract_norm", "layer") == "group"
     padded = isinstance(frontend, FbankFrontend) or (bool(extractor.return_attention_mask) and not grouped)
-    rewrite(module)
     graph = CtcGraph(module, padded)
     frame_samples = _frame_samples(config, frontend)
     return AsrModel(
@@ -82,6 +81,7 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
         padded_batches=padded,
         frame_seconds=frame_samples / frontend.sample_rate,
         min_samples=_min_samples(config, frontend),
+        rewrite=rewrite,
         provenance={
             "source": "huggingface",
             "model": where,
