@@ -28,7 +28,8 @@ class AsrModel:
     ``[batch, frames, bins]``, ``lengths`` ``[batch]`` and ``logprobs`` ``[batch, frames, vocabulary]``.
 
     ``padded_batches`` is False for models trained without an attention mask: padding would change what they hear.
-    ``frame_seconds`` is the time between two rows of ``logprobs``; ``min_samples`` the shortest wave that gives one.
+    ``frame_seconds`` is the time between two rows of ``logprobs``; ``min_samples`` the shortest wave that is run as it
+    is: shorter ones are filled up with zeros.
     ``rewrite`` gives parts of ``module`` the same arithmetic in a form that exports and quantizes better.
     """
 

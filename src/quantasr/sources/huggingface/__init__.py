@@ -15,7 +15,7 @@ from torch import nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import AsrModel
-from quantasr.sources.huggingface.graph import CtcGraph
+from quantasr.sources.huggingface.graph import CtcGraph, adapter_layers, frames_adapted
 from quantasr.sources.huggingface.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend
 from quantasr.speech.tokenizer import CtcTokenizer
@@ -174,13 +174,19 @@ def _frame_samples(config: Any, frontend: Frontend) -> float:
 
 
 def _min_samples(config: Any, frontend: Frontend) -> int:
-    """The shortest wave that gives one frame: what the filter bank needs, or what the convolutions see at once."""
+    """The shortest wave that gives two frames.
+
+    Not one: OpenVINO 2026.4 fuses attention into a kernel that, when its first run ever had a single frame, is wrong
+    in all runs of 16 frames and more that follow.
+    """
+    frames = 2
+    for _ in range(adapter_layers(config)):
+        frames = frames_adapted(config, frames)
     if isinstance(frontend, FbankFrontend):
-        return frontend.min_samples
-    field = 1
+        return frontend.frame_length + frontend.frame_shift * (frontend.stride * frames - 1)
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-        field = (field - 1) * stride + kernel
-    return field
+        frames = (frames - 1) * stride + kernel
+    return frames
 
 
 @contextmanager

@@ -108,7 +108,14 @@ def adapter_layers(config: Any) -> int:
 
 def adapted_lengths(config: Any, lengths: Tensor) -> Tensor:
     """Frames behind one layer of the adapter."""
-    bert = config.model_type == "wav2vec2-bert"
-    kernel = config.adapter_kernel_size
-    padding = config.adapter_stride // 2 if bert else 1
-    return torch.div(lengths + 2 * padding - kernel, config.adapter_stride, rounding_mode="floor") + 1
+    spare = 2 * _adapter_padding(config) - config.adapter_kernel_size
+    return torch.div(lengths + spare, config.adapter_stride, rounding_mode="floor") + 1
+
+
+def frames_adapted(config: Any, frames: int) -> int:
+    """How many frames one layer of the adapter needs to give ``frames``."""
+    return int((frames - 1) * config.adapter_stride + config.adapter_kernel_size - 2 * _adapter_padding(config))
+
+
+def _adapter_padding(config: Any) -> int:
+    return int(config.adapter_stride // 2) if config.model_type == "wav2vec2-bert" else 1

@@ -1,0 +1,93 @@
+"""The float graph of every Hugging Face family, on both engines, at lengths that it was not traced at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+import tiny_hf
+
+from quantasr import load_model
+from quantasr.engines import ENGINES, EngineOptions, load_engine
+from quantasr.export import export_float, save_graph
+from quantasr.runtime import EngineAcousticModel
+from quantasr.sources import AsrModel
+from quantasr.speech.ctc import CtcTranscriber
+
+SPEECH = tiny_hf.speech(2.3, 0.8, 0.31, 0.31)
+SLOW = {"NonZero", "ScatterND", "ScatterElements", "Loop", "If", "Einsum", "CumSum"}
+
+
+class Exported(NamedTuple):
+    model: AsrModel
+    graph: onnx.ModelProto
+    path: Path
+
+
+@pytest.fixture(scope="module", params=tiny_hf.VARIANTS)
+def exported(
+    request: pytest.FixtureRequest, tiny_hf_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    model = load_model(tiny_hf_folder(request.param))
+    # At the length of the trace itself, so that anything that is cached by length would be frozen into the graph.
+    model.transcriber().logprobs(tiny_hf.speech(1.5))
+    graph = export_float(model)
+    path = tmp_path_factory.mktemp(request.param) / "graph.onnx"
+    save_graph(graph, path)
+    return Exported(model, graph, path)
+
+
+def _on(engine: str, exported: Exported, batch_size: int) -> CtcTranscriber:
+    model = exported.model
+    acoustic = EngineAcousticModel(
+        load_engine(engine, exported.path, EngineOptions(threads=1, compute="fp32")), model.padded_batches
+    )
+    return CtcTranscriber(
+        acoustic,
+        model.frontend,
+        model.tokenizer,
+        name=engine,
+        frame_seconds=model.frame_seconds,
+        min_samples=model.min_samples,
+        batch_size=batch_size,
+        chunk_seconds=0,
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_any_length_and_any_batch_give_what_the_original_gives(exported: Exported, engine: str) -> None:
+    shortest = SPEECH[0][: exported.model.min_samples]
+    waves = [*SPEECH, shortest]
+    original = exported.model.transcriber(chunk_seconds=0).logprobs(waves)
+    for batch_size in (1, 4):
+        for expected, found in zip(original, _on(engine, exported, batch_size).logprobs(waves), strict=True):
+            assert found.shape == expected.shape
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_graph_has_no_slow_leftovers(exported: Exported) -> None:
+    kinds = {node.op_type for node in exported.graph.graph.node}
+    assert not kinds & SLOW
+    assert {node.domain for node in exported.graph.graph.node} == {""}
+    outputs = {output.name for output in exported.graph.graph.output}
+    assert not any(n.op_type == "Identity" for n in exported.graph.graph.node if n.output[0] not in outputs)
+
+
+def test_time_and_batch_are_free(exported: Exported) -> None:
+    graph = exported.graph.graph
+    for value in [*graph.input, *graph.output]:
+        assert all(d.dim_param for d in value.type.tensor_type.shape.dim[:2])
+    assert [value.name for value in graph.input] == ["features", "lengths"][: len(graph.input)]
+    assert [value.name for value in graph.output] == ["logprobs", "frame_counts"][: len(graph.output)]
+    assert len(graph.input) == (2 if exported.model.padded_batches else 1)
+
+
+def test_the_graph_holds_the_weights_once(exported: Exported) -> None:
+    parameters = sum(p.numel() for p in exported.model.module.parameters())
+    stored = sum(int(np.prod(t.dims)) for t in exported.graph.graph.initializer)
+    stored += sum(int(np.prod(n.attribute[0].t.dims)) for n in exported.graph.graph.node if n.op_type == "Constant")
+    assert stored <= parameters * 1.03 + 1000, "tables computed while tracing do not belong into the file"
