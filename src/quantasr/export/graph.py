@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -71,8 +71,7 @@ def _trace(model: AsrModel, custom: dict[str, int] | None = None) -> onnx.ModelP
         "logprobs": {0: "batch", 1: "frames"},
         "frame_counts": {0: "batch"},
     }
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet_exporter():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder, _quiet_exporter():
         path = Path(folder) / "trace.onnx"
         with evaluating(model.module), torch.inference_mode(False), torch.no_grad():
             torch.onnx.export(
@@ -89,9 +88,18 @@ def _trace(model: AsrModel, custom: dict[str, int] | None = None) -> onnx.ModelP
         return onnx.load(str(path))
 
 
-def _quiet_exporter() -> Any:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    return nullcontext()
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's advice out of our output."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _finish(graph: onnx.ModelProto, model: AsrModel) -> onnx.ModelProto:
@@ -102,5 +110,6 @@ def _finish(graph: onnx.ModelProto, model: AsrModel) -> onnx.ModelProto:
     graph.ir_version = 10
     graph.producer_name = "quantasr"
     graph.graph.name = model.name
-    onnx.checker.check_model(graph) if sum(_bytes(t) for t in graph.graph.initializer) < _CHECKED_BELOW else None
+    if sum(_bytes(t) for t in graph.graph.initializer) < _CHECKED_BELOW:
+        onnx.checker.check_model(graph)
     return graph

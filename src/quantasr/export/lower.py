@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +22,9 @@ _TYPES = {
     "int16": TensorProto.INT16,
     "uint16": TensorProto.UINT16,
 }
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+"""Changes of a weight's layout, in order: ``transposed`` by a permutation, or ``unsqueezed`` at axes."""
+
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 
 
@@ -45,6 +51,7 @@ class _Lowering:
                 self.consumers.setdefault(name, []).append(node)
         self.shared: dict[tuple[object, ...], str] = {}
         self.dead: set[str] = set()
+        self.quantized = {n.output[0] for n in graph.node if n.op_type in ("FakeQuantize", "DynamicFakeQuantize")}
 
     def run(self) -> None:
         nodes: list[onnx.NodeProto] = []
@@ -68,7 +75,7 @@ class _Lowering:
         """Add an initializer of a storage type; its name."""
         if storage == "float32":
             self.graph.initializer.append(numpy_helper.from_array(np.asarray(array, np.float32), name))
-        elif storage.endswith("4"):
+        elif storage in ("int4", "uint4"):
             raw = _pack4(array)
             self.graph.initializer.append(
                 helper.make_tensor(name, _TYPES[storage], array.shape, raw.tobytes(), raw=True)
@@ -89,7 +96,8 @@ class _Lowering:
         storage = f"{'' if qtype.signed else 'u'}int{16 if qtype.bits > 8 else 8}"
         names = self.constant(f"{out}_scale", scale), self.constant(f"{out}_zero_point", zero_point, storage)
         nodes, source = [], node.input[0]
-        if _RANGES[storage] != (qtype.quant_min, qtype.quant_max):
+        # OpenVINO drops 16-bit pairs as too fine to matter, and with them what they clip.
+        if _RANGES[storage] != (qtype.quant_min, qtype.quant_max) or storage.endswith("16"):
             low = (np.float32(qtype.quant_min) - np.float32(zero_point)) * np.float32(scale)
             high = (np.float32(qtype.quant_max) - np.float32(zero_point)) * np.float32(scale)
             bounds = self.constant(f"{out}_low", np.array(low)), self.constant(f"{out}_high", np.array(high))
@@ -112,34 +120,54 @@ class _Lowering:
         ]
 
     def weight(self, node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
-        qtype, attributes = _qtype(node), {a.name: a.i for a in node.attribute}
-        integers, scale, zero_point = (self.array(name) for name in node.input)
-        axis, group, out = attributes["axis"], attributes["group"], node.output[0]
+        out = node.output[0]
+        layout = self.absorb_layout(out)
         base = node.input[0].replace("parametrizations.weight.0.integers", "weight").removeprefix("model.")
-        for user in self.consumers.get(out, []):
-            if user.op_type == "Transpose" and len(self.consumers[out]) == 1:
-                order = list(next(a.ints for a in user.attribute if a.name == "perm"))
-                integers = integers.transpose(order)
-                axis = order.index(axis) if axis >= 0 else axis
-                if group:
-                    scale, zero_point = scale.transpose(order), zero_point.transpose(order)
-                # The transposition is done; whoever read its result reads ours.
-                self.dead.add(user.output[0])
-                self.rename(user.output[0], out)
-            elif user.op_type == "Unsqueeze" and len(self.consumers[out]) == 1 and not group:
-                (new,) = self.array(user.input[1]).tolist()
-                integers = np.expand_dims(integers, new)
-                axis += axis >= new
-                self.dead.add(user.output[0])
-                self.rename(user.output[0], out)
-        group_axis = 0 if group and scale.shape[0] < integers.shape[0] else 1
+        # A layer that is called twice is traced twice; one constant serves both.
+        key = (base, layout)
+        if key in self.shared:
+            self.rename(out, self.shared[key])
+            return []
+        self.shared[key] = out
+        base = "_".join([base, *(change for change, _ in layout)])
+        weight = _Weight.of(node, *(self.array(name) for name in node.input)).laid_out(layout)
         names = [
-            self.constant(f"{base}_integers", integers, qtype.storage),
-            self.constant(f"{base}_scale", scale),
-            self.constant(f"{base}_zero_point", zero_point, qtype.storage),
+            self.constant(f"{base}_integers", weight.integers, weight.storage),
+            self.constant(f"{base}_scale", weight.scale),
+            self.constant(f"{base}_zero_point", weight.zero_point, weight.storage),
         ]
-        extra = {"axis": group_axis, "block_size": group} if group else {"axis": axis} if axis >= 0 else {}
-        return [helper.make_node("DequantizeLinear", names, [out], f"{base}_DequantizeLinear", **extra)]
+        reshaped = weight.padded or (weight.group and self.reads_integers(out))
+        first = f"{out}_whole" if reshaped else out
+        nodes = [helper.make_node("DequantizeLinear", names, [first], f"{base}_DequantizeLinear", **weight.attributes)]
+        if weight.padded:
+            # Neither engine reads blocks that do not divide the axis, so the last one is whole until here.
+            ends = [[0], [weight.size], [weight.axis]]
+            parts = [self.constant(f"{base}_slice_{i}", np.array(v), "int64") for i, v in enumerate(ends)]
+            nodes.append(helper.make_node("Slice", [first, *parts], [out], f"{base}_Slice"))
+        elif reshaped:
+            # ONNX Runtime would fuse this with the quantized input into a kernel that knows no blocks, and fail.
+            shape = self.constant(f"{base}_shape", np.array(weight.integers.shape), "int64")
+            nodes.append(helper.make_node("Reshape", [first, shape], [out], f"{base}_Reshape"))
+        return nodes
+
+    def absorb_layout(self, name: str) -> Layout:
+        """Take away what only changes the layout of ``name`` for its one reader, and say what that was."""
+        found: list[tuple[str, tuple[int, ...]]] = []
+        while len(readers := self.consumers.get(name, [])) == 1 and readers[0].op_type in ("Transpose", "Unsqueeze"):
+            (change,) = readers
+            if change.op_type == "Transpose":
+                found.append(("transposed", tuple(next(a.ints for a in change.attribute if a.name == "perm"))))
+            else:
+                found.append(("unsqueezed", tuple(self.array(change.input[1]).tolist())))
+            self.dead.add(change.output[0])
+            self.consumers[name] = []
+            self.rename(change.output[0], name)
+        return tuple(found)
+
+    def reads_integers(self, name: str) -> bool:
+        """Whether something multiplies ``name`` with a quantized input."""
+        others = {i for user in self.consumers.get(name, []) for i in user.input if i != name}
+        return bool(others & self.quantized)
 
     def rename(self, old: str, new: str) -> None:
         """Let every reader of ``old`` read ``new``."""
@@ -148,6 +176,60 @@ class _Lowering:
                 if name == old:
                     user.input[i] = new
         self.consumers.setdefault(new, []).extend(self.consumers.pop(old, []))
+        if old in self.quantized:
+            self.quantized.add(new)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """Integers of a weight and their scales, laid out for DequantizeLinear."""
+
+    integers: NDArray[np.generic]
+    scale: NDArray[np.generic]
+    zero_point: NDArray[np.generic]
+    storage: str
+    axis: int  # of the scales: of the channels, or of the blocks; -1 where there is one scale
+    group: int  # the size of a block; 0 where there are none
+    size: int  # of the blocks' axis, without what fills up the last block
+
+    @classmethod
+    def of(cls, node: onnx.NodeProto, integers: Any, scale: Any, zero_point: Any) -> _Weight:
+        """From a DequantizeWeight node, whose blocks lie on axis 1."""
+        attributes = {a.name: a.i for a in node.attribute}
+        axis, group, size = attributes["axis"], attributes["group"], integers.shape[-1]
+        if group >= size:  # one block: a scale for each channel
+            axis, group, scale, zero_point = 0, 0, scale[:, 0], zero_point[:, 0]
+        if group:
+            axis = 1
+            integers = np.pad(integers, ((0, 0), (0, -size % group)))
+        return cls(integers, scale, zero_point, _qtype(node).storage, axis, group, size)
+
+    @property
+    def padded(self) -> bool:
+        """Whether the last block is longer than what is left for it."""
+        return bool(self.group and self.size % self.group)
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Those of DequantizeLinear."""
+        axis = {"axis": self.axis} if self.axis >= 0 else {}
+        return {**axis, "block_size": self.group} if self.group else axis
+
+    def laid_out(self, layout: Layout) -> _Weight:
+        """After every change in ``layout``."""
+        weight = self
+        for change, axes in layout:
+            if change == "transposed":
+                axis = axes.index(weight.axis) if weight.axis >= 0 else -1
+                weight = weight._moved(partial(np.transpose, axes=axes), axis)
+            for new in axes if change == "unsqueezed" else ():
+                weight = weight._moved(partial(np.expand_dims, axis=new), weight.axis + (weight.axis >= new))
+        return weight
+
+    def _moved(self, move: Callable[[NDArray[np.generic]], NDArray[np.generic]], axis: int) -> _Weight:
+        weight = replace(self, integers=move(self.integers), axis=axis)
+        # Scales of blocks have the weight's axes; others have none, or one.
+        return replace(weight, scale=move(self.scale), zero_point=move(self.zero_point)) if self.group else weight
 
 
 def _qtype(node: onnx.NodeProto) -> QType:

@@ -50,11 +50,14 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
 def store_float16(graph: onnx.ModelProto) -> None:
     """Store large float32 weights as float16, with a Cast back to float32 that engines fold away when loading.
 
-    Weights that float16 cannot hold (beyond 65504) stay float32.
+    Weights that float16 cannot hold (beyond 65504) stay float32, and so do scales: the simulation has those as they
+    are, and engines look for them right beside the integers.
     """
     casts, renamed = [], {}
+    scales = {n.input[1] for n in graph.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     for i, tensor in enumerate(graph.graph.initializer):
-        if tensor.data_type != TensorProto.FLOAT or int(np.prod(tensor.dims)) < FLOAT16_FROM:
+        small = int(np.prod(tensor.dims)) < FLOAT16_FROM
+        if tensor.data_type != TensorProto.FLOAT or small or tensor.name in scales:
             continue
         array = numpy_helper.to_array(tensor)
         if np.abs(array).max() > np.finfo(np.float16).max:
