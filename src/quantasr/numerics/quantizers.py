@@ -96,6 +96,21 @@ class InputQuantizer(nn.Module):
         self.zero_point.copy_(zero_point[0])
 
 
+class OperandQuantizer(InputQuantizer):
+    """Static quantizer of an operand of an attention product: symmetric, or affine where nothing is negative.
+
+    Engines' integer attention has no zero points; the probabilities behind a softmax need none either, because
+    their affine range starts at zero.
+    """
+
+    def freeze(self) -> None:
+        """Choose the format from what was observed, then fix the scale."""
+        if self.seen:
+            signed = bool(self.observer.low.min() < 0)
+            self.qtype = QType(self.qtype.bits, symmetric=signed)
+        super().freeze()
+
+
 class DynamicInputQuantizer(nn.Module):
     """Dynamic quantizer: each call takes its scale from the tensor at hand (8 bits, affine, per tensor)."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from quantasr.errors import RecipeError
 from quantasr.numerics.qtypes import FLOAT16_FROM
 from quantasr.numerics.quantizers import Phase
-from quantasr.quantize.prepare import Prepared
+from quantasr.quantize.prepare import LayerPlan, Prepared
 
 
 def convert(prepared: Prepared) -> None:
@@ -25,9 +25,10 @@ def convert(prepared: Prepared) -> None:
         weight.freeze(module.get_submodule(path).weight)  # type: ignore[arg-type]
     if prepared.products is not None:
         prepared.products.close()
-        for left, right in prepared.products.quantizers.values():
+        for path, (left, right) in prepared.products.quantizers.items():
             left.freeze()
             right.freeze()
+            prepared.plan.append(LayerPlan(path, "attention_product", prepared.recipe.defaults, ()))
     if not prepared.weights and not (prepared.products and prepared.products.quantizers):
         raise RecipeError(f"recipe {prepared.recipe.name!r} quantized nothing: no layer that it names is ever called")
     if prepared.recipe.float_storage == "fp16":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from quantasr.numerics.quantizers import InputQuantizer
+from quantasr.numerics.quantizers import InputQuantizer, Phase
 
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 
@@ -19,7 +19,7 @@ class ProductQuantizers(TorchFunctionMode):
     """While active, both operands of every product of two activations pass a quantizer of their own.
 
     A product is known by the module that it happens in and its turn there, as in
-    ``encoder.layers.3.attention#0``, which is stable as long as the model takes the same path. Products with a
+    ``encoder.layers.3.attention.MatMul_1``, which is also its node's name in the exported graph. Products with a
     parameter are layers and are left to the rules.
     """
 
@@ -27,6 +27,7 @@ class ProductQuantizers(TorchFunctionMode):
         """``make()`` builds the quantizer of one operand."""
         super().__init__()
         self.quantizers: dict[str, tuple[InputQuantizer, InputQuantizer]] = {}
+        self.phase = Phase.FLOAT
         self._make = make
         self._stack: list[str] = []
         self._turn: Counter[str] = Counter()
@@ -53,10 +54,13 @@ class ProductQuantizers(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _PRODUCTS and self._stack and len(args) == 2 and all(_is_activation(a) for a in args):
             path = self._stack[-1]
-            key = f"{path}#{self._turn[path]}"
+            turn = self._turn[path]
             self._turn[path] += 1
+            key = f"{path}.MatMul_{turn}" if turn else f"{path}.MatMul"
             if key not in self.quantizers and self._open:
                 self.quantizers[key] = (self._make(), self._make())
+                for quantizer in self.quantizers[key]:
+                    quantizer.phase = self.phase
             if key in self.quantizers:
                 left, right = self.quantizers[key]
                 args = (left(args[0]), right(args[1]))

@@ -16,6 +16,7 @@ from quantasr.numerics.observers import observer_factory
 from quantasr.numerics.quantizers import (
     DynamicInputQuantizer,
     InputQuantizer,
+    OperandQuantizer,
     Phase,
     Quantizer,
     Samples,
@@ -73,6 +74,8 @@ class Prepared:
         """Put every quantizer into ``phase``."""
         for quantizer in self.quantizers():
             quantizer.phase = phase
+        if self.products is not None:
+            self.products.phase = phase  # for products that are met for the first time
 
     def quantizers(self) -> Iterator[Quantizer]:
         """All quantizers, those of attention products included."""
@@ -146,7 +149,7 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
     if recipe.attention_products:
         prepared.products = ProductQuantizers(
             model.module,
-            lambda: InputQuantizer(
+            lambda: OperandQuantizer(
                 recipe.defaults.input, observer_factory(recipe.defaults.input_observer), prepared.samples
             ),
         )
