@@ -48,10 +48,15 @@ class Pair(NamedTuple):
         return logprobs, lengths.tolist()
 
 
-@pytest.fixture(scope="module", params=tiny_hf.VARIANTS)
+@pytest.fixture(scope="module", params=[(name, new) for name in tiny_hf.VARIANTS for new in (False, True)], ids=str)
 def pair(request: pytest.FixtureRequest, tiny_hf_folder: Callable[[str], Path]) -> Pair:
-    folder = tiny_hf_folder(request.param)
-    return Pair(request.param, load_model(folder), tiny_hf.original(folder), tiny_hf.processor(folder))
+    """Each model as it is loaded, and rewritten for export."""
+    name, rewritten = request.param
+    folder = tiny_hf_folder(name)
+    mine = load_model(folder)
+    if rewritten:
+        mine.make_exportable()
+    return Pair(name, mine, tiny_hf.original(folder), tiny_hf.processor(folder))
 
 
 def test_logprobs_frame_counts_and_texts_are_the_originals(pair: Pair) -> None:
@@ -123,6 +128,7 @@ def test_a_model_with_group_norm_gets_no_mask_whatever_its_processor_says(tmp_pa
     tiny_hf.save("wavlm-base", tmp_path)
     tiny_hf.save_processor(tmp_path, bert=False, mask=True)
     model = load_model(tmp_path)
+    model.make_exportable()
     assert not model.padded_batches
     original, processor = tiny_hf.original(tmp_path), tiny_hf.processor(tmp_path)
     batch = processor([SPEECH[1]], sampling_rate=16000, return_tensors="pt")
@@ -141,6 +147,8 @@ def test_positions_end_nowhere(tmp_path: Path) -> None:
     with torch.no_grad():
         batch = processor([wave], sampling_rate=16000, return_tensors="pt")
         theirs = log_softmax(original(**batch).logits, dim=-1)[0].numpy()
-    (mine,) = load_model(tmp_path).transcriber().logprobs([wave])
+    model = load_model(tmp_path)
+    model.make_exportable()
+    (mine,) = model.transcriber().logprobs([wave])
     assert len(mine) > 40
     np.testing.assert_allclose(mine, theirs[: len(mine)], atol=TOLERANCE)
