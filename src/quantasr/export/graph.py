@@ -55,6 +55,8 @@ def save_graph(graph: onnx.ModelProto, path: Path) -> None:
     onnx.save_model(
         graph, str(path), save_as_external_data=external, location=f"{path.name}.data" if external else None
     )
+    for written in path.parent.glob(f"{path.name}*"):
+        written.chmod(0o644)  # the weights' file is made for its owner alone
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
