@@ -1,0 +1,63 @@
+"""Original, simulation and quantized graph of every Hugging Face family, on both engines, alone and in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_hf
+from tiny_nets import exported, quantized
+
+from quantasr import load_model
+from quantasr.engines import ENGINES, EngineOptions, load_engine
+from quantasr.measure.agreement import agreement
+from quantasr.numerics.quantizers import Phase
+from quantasr.recipes import builtin_recipe
+from quantasr.runtime import EngineAcousticModel
+from quantasr.speech.ctc import CtcTranscriber
+
+CALIBRATION = tiny_hf.speech(1.0, 1.7, 0.6)
+SPEECH = tiny_hf.speech(1.9, 0.8, 0.31)
+
+
+@pytest.mark.parametrize("name", tiny_hf.VARIANTS)
+def test_original_simulation_and_graph(name: str, tiny_hf_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    model = load_model(tiny_hf_folder(name))
+    original = model.transcriber(chunk_seconds=0).logprobs(SPEECH)
+    prepared = quantized(model, builtin_recipe(model.family, "fast"), CALIBRATION)
+    with prepared.active(Phase.SIMULATE):
+        simulation = model.transcriber(chunk_seconds=0).logprobs(SPEECH)
+    with prepared.active(Phase.FLOAT):
+        again = model.transcriber(chunk_seconds=0).logprobs(SPEECH)
+    # Rewritten for export and with weight norm computed once, but the same model.
+    assert agreement(original, again).largest_difference < 1e-4
+    found = agreement(simulation, original)
+    assert found.same_argmax > 0.9 and found.mean_difference > 1e-3
+
+    path = exported(prepared, tmp_path)
+    for engine in ENGINES:
+        acoustic = EngineAcousticModel(
+            load_engine(engine, path, EngineOptions(threads=1, compute="fp32")), model.padded_batches
+        )
+        alone, together = (
+            CtcTranscriber(
+                acoustic,
+                model.frontend,
+                model.tokenizer,
+                name=engine,
+                frame_seconds=model.frame_seconds,
+                min_samples=model.min_samples,
+                batch_size=size,
+                chunk_seconds=0,
+            ).logprobs(SPEECH)
+            for size in (1, 3)
+        )
+        # Random weights have next to no margins, so where a rounding border was crossed another token may win.
+        found = agreement(simulation, alone)
+        assert found.same_argmax > 0.96 and found.mean_difference < 0.03
+        found = agreement(alone, together)
+        assert found.same_argmax > 0.99 and found.mean_difference < 0.01
+        for a, b in zip(alone, together, strict=True):
+            assert a.shape == b.shape and np.isfinite(b).all()
