@@ -6,7 +6,7 @@ SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format clean bench-setup
 
 demo: $(VENV)/ready  ## quantize the sample recogniser and show its WER and speed before and after
 	$(BIN)/quantasr demo
@@ -32,3 +32,6 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
+
+bench-setup: $(VENV)/ready  ## what the benchmarks need besides
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]'
