@@ -112,6 +112,20 @@ def test_a_loaded_model_and_utterances_will_do(model: Path, manifest: Path, outp
     assert {row["mode"] for row in artifact.layers()} == {"weight_only", "float"}
 
 
+def test_weights_beside_the_graph_belong_to_the_artifact(
+    model: Path, manifest: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantasr.export.graph._EXTERNAL_ABOVE", 1000)
+    artifact = quantize(model, output, calibration=manifest, limit=1)
+    assert "graph.onnx.data" in artifact.files
+    for engine in ENGINES:
+        assert quantasr.load(output, engine=engine).transcribe(tiny_hf.speech(0.5))
+    weights = output / "graph.onnx.data"
+    weights.write_bytes(b"x" + weights.read_bytes()[1:])
+    with pytest.raises(ArtifactError, match=r"graph\.onnx\.data"):
+        Artifact.load(output)
+
+
 def test_long_recordings_are_compared_in_part(
     model: Path, manifest: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,9 +41,10 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
             needed.update(node.input)
     del graph.node[:]
     graph.node.extend(reversed(kept))
-    initializers = [t for t in graph.initializer if t.name in needed]
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
+    # One by one: putting a list back would copy all weights, and fails beyond 2 GB.
+    for i in reversed(range(len(graph.initializer))):
+        if graph.initializer[i].name not in needed:
+            del graph.initializer[i]
     del graph.value_info[:]
 
 
