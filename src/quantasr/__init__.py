@@ -10,7 +10,9 @@ The verbs::
     print(quantasr.evaluate(recogniser, "evaluation.jsonl").wer)
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,3 +46,14 @@ def __getattr__(name: str) -> Any:
         if error.name != "torch":
             raise
         raise MissingExtraError(f"quantasr.{name} needs PyTorch: pip install 'quantasr[quantize]'") from None
+
+
+class _Package(ModuleType):
+    """This package; importing ``quantasr.quantize`` must not put that package where the verb of its name belongs."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _VERBS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

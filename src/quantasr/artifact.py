@@ -1,10 +1,13 @@
 """The artifact: a folder that holds everything needed to transcribe, and nothing that is executed.
 
 artifact.json     format version, frontend, recipe, provenance, parity, measured figures, checksums
-graph.onnx        the QDQ graph (and graph.onnx.data, beyond 1.5 GB)
+graph.onnx        the QDQ graph; large weights lie beside it in graph.onnx.data
 tokenizer.json    vocabulary and rules of the text
 layers.json       what was done with each layer, and why some stayed float
+calibration.json  fingerprints of the calibration speech
 recipe.toml       the recipe, ready to be edited and used again
+
+docs/artifact.md describes every field.
 """
 
 from __future__ import annotations
@@ -12,13 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from quantasr.errors import ArtifactError
 from quantasr.speech.frontend import Frontend, frontend_from_dict
@@ -32,6 +40,7 @@ WEIGHTS = "graph.onnx.data"
 TOKENIZER = "tokenizer.json"
 LAYERS = "layers.json"
 CALIBRATION = "calibration.json"
+DECODERS = ("ctc",)
 
 
 @dataclass(frozen=True)
@@ -86,16 +95,23 @@ class Artifact:
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(path.stat().st_size for path in self.folder.iterdir())
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
+    @property
+    def round_up(self) -> int:
+        """Rows of features in half a second; 1 where the graph does not take padding. See :class:`EngineOptions`."""
+        if not self.padded_batches:
+            return 1
+        return max(1, len(self.frontend(np.zeros(max(self.min_samples, self.frontend.sample_rate // 2), np.float32))))
 
     def layers(self) -> list[dict[str, Any]]:
         """A row for each layer of the model: path, kind, how it is quantized or why not."""
-        rows: list[dict[str, Any]] = _read_json(self.folder / LAYERS)
+        rows: list[dict[str, Any]] = _parse_json(self.folder / LAYERS, _read_text(self.folder / LAYERS))
         return rows
 
     def calibration(self) -> list[dict[str, Any]]:
         """Fingerprints of the recordings that it was calibrated on."""
-        rows: list[dict[str, Any]] = _read_json(self.folder / CALIBRATION)
+        rows: list[dict[str, Any]] = _parse_json(self.folder / CALIBRATION, _read_text(self.folder / CALIBRATION))
         return rows
 
     @classmethod
@@ -105,29 +121,33 @@ class Artifact:
         Raises :class:`ArtifactError` when a file is missing, changed, or of a newer format.
         """
         folder = Path(folder)
-        if not (folder / MANIFEST).is_file():
-            raise ArtifactError(f"{folder}: not an artifact: it has no {MANIFEST}")
-        row = _read_json(folder / MANIFEST)
-        if not isinstance(row, dict) or not isinstance(row.get("format"), int):
-            raise ArtifactError(f"{folder / MANIFEST}: not an artifact: it has no format number")
-        if row["format"] > FORMAT:
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise ArtifactError(f"{folder}: not an artifact: it has no {MANIFEST}: name the folder that quantize wrote")
+        text = _read_text(path)
+        row = _parse_json(path, text)
+        if not isinstance(row, dict) or type(row.get("format")) is not int:
+            raise ArtifactError(f"{path}: not an artifact: it has no format number: make the artifact again")
+        if row["format"] != FORMAT:
+            newer = row["format"] > FORMAT
             raise ArtifactError(
-                f"{folder}: format {row['format']} is newer than this quantasr reads ({FORMAT}): upgrade quantasr"
+                f"{folder}: format {row['format']} is {'newer' if newer else 'older'} than this quantasr reads "
+                f"({FORMAT}): {'upgrade quantasr' if newer else 'make the artifact again'}"
             )
-        if row.get("checksum") != _checksum_of(row):
-            raise ArtifactError(f"{folder / MANIFEST}: changed since it was written: make or copy the artifact again")
-        if verify:
-            _verify(folder, row["files"])
+        if row.get("checksum") != _checksum_of(text):
+            raise ArtifactError(f"{path}: changed since it was written: copy the artifact again")
+        _check_types(path, row)
+        _check_files(folder, row["files"], verify)
         try:
             return cls(
                 folder=folder,
                 frontend=frontend_from_dict(row["frontend"]),
-                tokenizer=CtcTokenizer.from_dict(_read_json(folder / TOKENIZER)),
+                tokenizer=CtcTokenizer.from_dict(_parse_json(folder / TOKENIZER, _read_text(folder / TOKENIZER))),
                 **{key: row[key] for key in _PLAIN},
                 files=row["files"],
             )
-        except KeyError as error:
-            raise ArtifactError(f"{folder / MANIFEST}: lacks {error}: make the artifact again") from None
+        except ArtifactError as error:
+            raise ArtifactError(f"{folder}: {error}") from None
 
     def write_manifest(self) -> None:
         """Write ``artifact.json`` for the files as they lie in :attr:`folder`, atomically."""
@@ -139,25 +159,33 @@ class Artifact:
             "files": {
                 path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
                 for path in sorted(self.folder.iterdir())
-                if path.name != MANIFEST
+                # A hidden file is one that is being written.
+                if path.name != MANIFEST and not path.name.startswith(".")
             },
+            "checksum": _NO_CHECKSUM,
         }
-        row["checksum"] = _checksum_of(row)
-        write_atomically(self.folder / MANIFEST, json.dumps(row, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(row, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.folder / MANIFEST, text.replace(_NO_CHECKSUM, _checksum_of(text)))
 
 
-_PLAIN = (
-    "name",
-    "family",
-    "decoder",
-    "padded_batches",
-    "frame_seconds",
-    "min_samples",
-    "recipe",
-    "provenance",
-    "parity",
-    "measured",
-)
+_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "family": str,
+    "decoder": str,
+    "padded_batches": bool,
+    "frame_seconds": (int, float),
+    "min_samples": int,
+    "recipe": dict,
+    "provenance": dict,
+    "parity": dict,
+    "measured": dict,
+}
+"""The fields of ``artifact.json`` that are taken as they are, and their types."""
+
+_REQUIRED = (GRAPH, TOKENIZER, LAYERS, CALIBRATION)
+
+_NO_CHECKSUM = "0" * 64
+_CHECKSUM = re.compile(r'(?<="checksum": ")[0-9a-f]{64}(?="\n}\n\Z)')
 
 
 def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
@@ -168,24 +196,27 @@ def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = Fals
     """
     folder = folder.absolute()
     check_target(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch(folder) as fresh:
-        try:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _scratch(folder) as fresh:
             fill(fresh)
             _sync(fresh)
-        except OSError as error:
-            raise ArtifactError(f"{folder}: cannot write the artifact: {error.strerror or error}") from error
-        if folder.exists():
-            with _scratch(folder) as old:
-                folder.rename(old / "old")
-                fresh.rename(folder)
-        else:
-            fresh.rename(folder)
+            with _scratch(folder) as old, uninterrupted():
+                _swap(folder, fresh, old / "old")
+    except OSError as error:
+        reason = error.strerror or error
+        raise ArtifactError(f"{folder}: cannot write the artifact: {reason}: check the disk and its rights") from error
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
-    """Raise :class:`ArtifactError` when an artifact must not be written to ``folder``; asked before the long work."""
+    """Raise :class:`ArtifactError` when an artifact must not or cannot be written to ``folder``.
+
+    Asked before the long work.
+    """
     if not folder.exists():
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise ArtifactError(f"{folder}: cannot be made in {above}: choose another folder, or mend its rights")
         return
     if not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder}: exists and is no artifact: choose another folder")
@@ -197,7 +228,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old or the new one, never half of it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -215,41 +246,103 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def _scratch(beside: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}."))
-    folder.chmod(0o755)
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is done."""
+    before = signal.getsignal(signal.SIGINT)
+    # Python gives signals to the main thread alone; a handler that is not Python's cannot be put back.
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    held: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
     try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held and callable(before):
+            before(*held[-1])
+
+
+@contextmanager
+def _scratch(beside: Path) -> Iterator[Path]:
+    """A hidden folder beside another one, for as long as the block lasts."""
+    folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}."))
+    try:
+        folder.chmod(0o755)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with uninterrupted():  # a second Ctrl-C would leave half of it behind
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(folder: Path, fresh: Path, old: Path) -> None:
+    """Put ``fresh`` in the place of ``folder``, which goes to ``old`` if it is there."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
 
 
 def _sync(folder: Path) -> None:
+    """Have the files on the disk, not merely on their way to it."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
-def _verify(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+def _check_types(path: Path, row: dict[str, Any]) -> None:
+    for key, kind in {**_PLAIN, "frontend": dict, "files": dict}.items():
+        if key not in row:
+            raise ArtifactError(f"{path}: lacks {key!r}: make the artifact again")
+        if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):
+            raise ArtifactError(f"{path}: {key!r} is {json.dumps(row[key])[:40]}: make the artifact again")
+    if row["decoder"] not in DECODERS:
+        known = ", ".join(DECODERS)
+        raise ArtifactError(f"{path}: decoder {row['decoder']!r} is unknown; this quantasr has {known}: upgrade it")
+    for name in _REQUIRED:
+        if name not in row["files"]:
+            raise ArtifactError(f"{path}: lists no {name}: make the artifact again")
+
+
+def _check_files(folder: Path, files: dict[str, Any], verify: bool) -> None:
     for name, row in files.items():
         path = folder / name
         if Path(name).name != name:
-            raise ArtifactError(f"{folder / MANIFEST}: file name {name!r} leads out of the artifact")
+            raise ArtifactError(f"{folder / MANIFEST}: file name {name!r} leads out of the artifact: do not use it")
+        if not isinstance(row, dict) or set(row) != {"sha256", "bytes"}:
+            raise ArtifactError(f"{folder / MANIFEST}: {name!r} needs sha256 and bytes: make the artifact again")
         if not path.is_file():
             raise ArtifactError(f"{path}: missing: the artifact is incomplete, copy it again")
-        if path.stat().st_size != row["bytes"] or sha256(path) != row["sha256"]:
+        try:
+            same = path.stat().st_size == row["bytes"] and (not verify or sha256(path) == row["sha256"])
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot read it: {error.strerror}: mend its rights") from None
+        if not same:
             raise ArtifactError(f"{path}: differs from its checksum: the artifact is damaged, copy it again")
 
 
-def _checksum_of(row: dict[str, Any]) -> str:
-    text = json.dumps({k: v for k, v in row.items() if k != "checksum"}, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _checksum_of(text: str) -> str:
+    """SHA-256 of the text of ``artifact.json`` with 64 zeros in the place of the checksum."""
+    return hashlib.sha256(_CHECKSUM.sub(_NO_CHECKSUM, text).encode()).hexdigest()
 
 
-def _read_json(path: Path) -> Any:
+def _read_text(path: Path) -> str:
     try:
-        return json.loads(path.read_text("utf-8"))
+        # As bytes, because text would take \r\n for \n.
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot read it: {error.strerror}") from None
+        raise ArtifactError(f"{path}: cannot read it: {error.strerror}: mend its rights, or copy it again") from None
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{path}: not UTF-8 text: the artifact is damaged, copy it again") from None
+
+
+def _parse_json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
     except ValueError as error:
-        raise ArtifactError(f"{path}: not JSON: {error}") from None
+        raise ArtifactError(f"{path}: not JSON ({error}): the artifact is damaged, copy it again") from None

@@ -65,11 +65,9 @@ def load(
     """
     if not isinstance(artifact, Artifact):
         artifact = Artifact.load(artifact, verify=verify)
-    wanted = EngineOptions(threads, compute or artifact.compute)
+    wanted = EngineOptions(threads, compute or artifact.compute, artifact.round_up)
     name = engine or artifact.engine
-    if name == "auto":
-        name, wanted = fastest(artifact, wanted)
-    loaded = load_engine(name, artifact.graph, wanted)
+    loaded = fastest(artifact, wanted) if name == "auto" else load_engine(name, artifact.graph, wanted)
     if artifact.weights is not None:
         _repack(artifact, loaded, artifact.weights)
     return ArtifactTranscriber(artifact, loaded, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +13,10 @@ ENGINES: dict[str, str] = {
     "onnxruntime": "quantasr.engines.onnxruntime",
     "openvino": "quantasr.engines.openvino",
 }
+
+# `import openvino` reports itself to a web analytics service, from a process that it forks, unless this package is
+# missing. Recognisers run where nothing may leave the machine, so here it is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def load_engine(name: str, graph: Path, options: EngineOptions) -> Engine:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,37 +17,56 @@ COMPUTE = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """``threads`` 0 means all cores of this process; ``compute`` is the type of the float rest."""
+    """How to run a graph.
+
+    ``threads`` 0 means all cores of this process; ``compute`` is the type of the float rest. ``round_up`` is the number
+    of time steps to whose multiples an engine may fill up its inputs, where that saves it from making new kernels for
+    every length; only for graphs that take ``lengths``, which ignore what is filled in.
+    """
 
     threads: int = 0
     compute: str = "auto"
+    round_up: int = 1
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise EngineError(f"threads = {self.threads}: give 1 or more, or 0 for all cores")
+        if self.round_up < 1:
+            raise EngineError(f"round_up = {self.round_up}: give 1 or more time steps")
         if self.compute not in COMPUTE:
             raise EngineError(f"compute = {self.compute!r}: choose one of {', '.join(COMPUTE)}")
 
     @property
     def thread_count(self) -> int:
         """The number of threads, resolved."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or cores()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    # macOS has no affinity.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class ExecutedOp:
     """One kernel as the engine ran it.
 
-    ``covers`` names the graph's nodes that it stands for; ``precision`` is the type that it multiplies in, such as
-    ``int8``, ``bf16`` or ``fp32``; ``macs`` counts its multiply-accumulates; ``seconds`` is the time of one run.
+    ``precision`` is the type that it multiplies in, such as ``int8``, ``bf16`` or ``fp32``; ``seconds`` is the time of
+    one run. ``covers`` names the convolutions and matrix products of the graph that it stands for, with the
+    multiply-accumulates of each; it is empty for a kernel that does something else.
     """
 
     name: str
     kind: str
-    covers: tuple[str, ...]
     precision: str
-    macs: int
     seconds: float
+    covers: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def macs(self) -> int:
+        """Its multiply-accumulates."""
+        return sum(self.covers.values())
 
 
 class Engine(Protocol):
@@ -65,9 +85,16 @@ class Engine(Protocol):
     def run(
         self, features: NDArray[np.float32], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-        """Log-probs ``[batch, frames, vocabulary]`` and, where the graph gives them, frame counts ``[batch]``."""
+        """Log-probs ``[batch, frames, vocabulary]`` and, where the graph gives them, frame counts ``[batch]``.
+
+        Frames beyond a row's count mean nothing. Raises :class:`EngineError` when the graph refuses these features.
+        """
         ...
 
     def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
-        """Run once and report every kernel that the engine really executed."""
+        """Run once and report every kernel that the engine really executed.
+
+        The multiply-accumulates add up to those of the graph: what no kernel can be found for comes last, one entry
+        for each, with precision ``unknown``.
+        """
         ...

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from quantasr.engines.engine import EngineOptions, ExecutedOp
-from quantasr.engines.macs import macs_by_node
 from quantasr.errors import EngineError
 
-# Kernels of ONNX Runtime that multiply integers.
+# Kernels of ONNX Runtime that multiply integers, and those that multiply floats.
 _INTEGER_KERNELS = {
-    "ConvInteger",
-    "DynamicQuantizeLSTM",
-    "DynamicQuantizeMatMul",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "QAttention",
-    "QGemm",
-    "QLinearConv",
-    "QLinearMatMul",
+    *("ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"),
+    *("QAttention", "QGemm", "QLinearConv", "QLinearMatMul"),
 }
+_FLOAT_KERNELS = {
+    *("Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"),
+    *("MatMulNBits", "MultiHeadAttention", "NhwcFusedConv", "TransposeMatMul"),
+}
+
+# Its exceptions have no base of their own.
+_ERRORS: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(_native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    RuntimeError,
+    ValueError,
+)
+_FATAL = 4  # everything less comes to us as an exception, and would be on standard error a second time
+ort.set_default_logger_severity(_FATAL)
 
 
 def load(graph: Path, options: EngineOptions) -> OnnxRuntimeEngine:
@@ -51,13 +58,13 @@ class OnnxRuntimeEngine:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self._options.thread_count
         settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3
+        settings.log_severity_level = _FATAL
         return settings
 
     def _open(self, settings: Any) -> Any:
         try:
             return ort.InferenceSession(str(self._graph), settings, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ValueError) as error:  # its own exceptions derive from these
+        except _ERRORS as error:
             raise EngineError(f"{self._graph}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from None
 
     def _feed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -67,13 +74,32 @@ class OnnxRuntimeEngine:
         self, features: NDArray[np.float32], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """See :class:`quantasr.engines.engine.Engine`."""
-        found = self._session.run(None, self._feed(features, lengths))
+        try:
+            found = self._session.run(None, self._feed(features, lengths))
+        except _ERRORS as error:
+            shape = list(features.shape)
+            raise EngineError(
+                f"{self._graph}: ONNX Runtime cannot run it on features {shape}: {str(error).splitlines()[0]}"
+            ) from None
         return found[0], found[1] if self._takes_lengths else None
 
     def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
         """See :class:`quantasr.engines.engine.Engine`; read from ONNX Runtime's profile of one run."""
+        # Here, because it brings OpenVINO with it, which nothing else of this engine needs.
+        from quantasr.engines.macs import products, share_out
+
         feed = self._feed(features, lengths)
-        macs = macs_by_node(self._graph, {name: array.shape for name, array in feed.items()})
+        found = products(self._graph, {name: array.shape for name, array in feed.items()})
+        kernels = []
+        for event in self._profile(feed):
+            name, kind = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
+            precision = "int8" if kind in _INTEGER_KERNELS else "fp32"
+            names = [_original(name, found)] if kind in _INTEGER_KERNELS | _FLOAT_KERNELS else []
+            kernels.append((ExecutedOp(name, kind, precision, event["dur"] * 1e-6), names))
+        return share_out(kernels, found)
+
+    def _profile(self, feed: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
+        """The kernels of one run, in a session of its own."""
         with tempfile.TemporaryDirectory() as folder:
             settings = self._settings()
             settings.enable_profiling = True
@@ -81,21 +107,11 @@ class OnnxRuntimeEngine:
             session = self._open(settings)
             session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-        ops = []
-        for event in events:
-            if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-                continue
-            name, kind = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
-            precision = "int8" if kind in _INTEGER_KERNELS else "fp32"
-            node = _original(name, macs)
-            covers = (node,) if node else ()
-            ops.append(ExecutedOp(name, kind, covers, precision, macs.pop(node, 0), event["dur"] * 1e-6))
-        return ops
+        return [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
 
 
-def _original(name: str, macs: dict[str, int]) -> str:
-    """The exported node that a fused one stands for: ONNX Runtime keeps its name and appends to it."""
-    if name in macs:
-        return name
-    found = [node for node in macs if name.startswith(node)]
-    return max(found, key=len) if found else ""
+def _original(name: str, nodes: Collection[str]) -> str:
+    """The exported node that a kernel stands for: ONNX Runtime keeps its name, and may put something on either side."""
+    name = name.removeprefix("fused ")
+    found = [node for node in nodes if name.startswith(node) and name[len(node) :][:1] in ("", "/", "_", " ")]
+    return max(found, key=len, default=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,19 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from quantasr.engines.engine import EngineOptions, ExecutedOp
-from quantasr.engines.macs import macs_by_node
+from quantasr.engines.macs import last_line, products, share_out
 from quantasr.errors import EngineError
 
 _PRECISIONS = {"u8": "int8", "i8": "int8", "bf16": "bf16", "f32": "fp32", "f16": "fp16"}
 
+# Kernels that multiply; a Subgraph is generated code, among it whole attentions.
+_PRODUCT_KERNELS = {
+    *("Convolution", "Deconvolution", "FullyConnected", "GatherMatmul", "LLMMLP", "MatMul", "MHA", "QKVProjection"),
+    *("ScaledDotProductAttention", "Subgraph"),
+}
 
+
+@cache
 def has_bf16() -> bool:
     """Whether this CPU multiplies bf16 in hardware, as OpenVINO sees it."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -36,13 +44,16 @@ class OpenVinoEngine:
         if options.compute == "bf16" and not has_bf16():
             raise EngineError("compute = 'bf16': this CPU has no bf16 instructions; use fp32 or auto")
         self.compute = "fp32" if options.compute == "fp32" or not has_bf16() else "bf16"
-        try:
-            self._core = ov.Core()
-            compiled = self._core.compile_model(self._core.read_model(graph), "CPU", self._properties())
-        except RuntimeError as error:
-            raise EngineError(f"{graph}: OpenVINO cannot load it: {_last_line(error)}") from None
+        compiled = self._compile(self._properties())
         self._request = compiled.create_infer_request()
         self._takes_lengths = len(compiled.inputs) > 1
+
+    def _compile(self, properties: dict[str, Any]) -> Any:
+        try:
+            core = ov.Core()
+            return core.compile_model(core.read_model(self._graph), "CPU", properties)
+        except RuntimeError as error:
+            raise EngineError(f"{self._graph}: OpenVINO cannot load it: {last_line(error)}") from None
 
     def _properties(self) -> dict[str, Any]:
         return {
@@ -59,7 +70,14 @@ class OpenVinoEngine:
         self, features: NDArray[np.float32], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """See :class:`quantasr.engines.engine.Engine`."""
-        self._request.infer(self._feed(features, lengths))
+        if self._takes_lengths:
+            features = _filled_up(features, self._options.round_up)
+        try:
+            self._request.infer(self._feed(features, lengths))
+        except RuntimeError as error:
+            raise EngineError(
+                f"{self._graph}: OpenVINO cannot run it on features {list(features.shape)}: {last_line(error)}"
+            ) from None
         # The request's own memory is written again by the next run.
         logprobs = self._request.get_tensor("logprobs").data.astype(np.float32, copy=True)
         counts = self._request.get_tensor("frame_counts").data.copy() if self._takes_lengths else None
@@ -68,30 +86,37 @@ class OpenVinoEngine:
     def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
         """See :class:`quantasr.engines.engine.Engine`; read from OpenVINO's runtime model and performance counters."""
         feed = self._feed(features, lengths)
-        macs = macs_by_node(self._graph, {name: array.shape for name, array in feed.items()})
-        compiled = self._core.compile_model(
-            self._core.read_model(self._graph), "CPU", {**self._properties(), "PERF_COUNT": True}
-        )
+        found = products(self._graph, {name: array.shape for name, array in feed.items()})
+        compiled = self._compile({**self._properties(), "PERF_COUNT": True})
         request = compiled.create_infer_request()
         for _ in range(2):  # the first run makes the kernels
             request.infer(feed)
         seconds = {row.node_name: row.real_time.total_seconds() for row in request.profiling_info}
-        ops = []
+        kernels = []
         for op in compiled.get_runtime_model().get_ordered_ops():
-            info = {
-                key: str(op.get_rt_info()[key].value)
-                for key in ("layerType", "originalLayersNames", "runtimePrecision")
-            }
-            covers = tuple(name for name in info["originalLayersNames"].split(",") if name)
-            if info["layerType"] == "Const":
+            info = op.get_rt_info()
+            kind, precision = str(info["layerType"].value), _precision(info)
+            if kind == "Const":
                 continue
-            precision = _PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
-            count = sum(macs.get(name, 0) for name in covers)
+            names = str(info["originalLayersNames"].value).split(",") if kind in _PRODUCT_KERNELS else []
             name = op.get_friendly_name()
-            ops.append(ExecutedOp(name, info["layerType"], covers, precision, count, seconds.get(name, 0.0)))
-        return ops
+            kernel = ExecutedOp(name, kind, precision, seconds.get(name, 0.0))
+            kernels.append((kernel, names))
+        return share_out(kernels, found)
 
 
-def _last_line(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown error"
+def _filled_up(features: NDArray[np.float32], multiple: int) -> NDArray[np.float32]:
+    """Zeros behind ``[batch, time, ...]`` up to a multiple of time steps.
+
+    OpenVINO makes kernels for every shape that it has not seen: 60 recordings of 60 lengths took the sample 4.2 s as
+    they are, and 0.6 s rounded up to half a second.
+    """
+    missing = -features.shape[1] % multiple
+    return np.pad(features, [(0, 0), (0, missing)] + [(0, 0)] * (features.ndim - 2)) if missing else features
+
+
+def _precision(info: Any) -> str:
+    """The type that a kernel multiplies in, by the end of its implementation's name, as in ``brgemm_avx512_I8``."""
+    suffix = str(info["primitiveType"].value).rpartition("_")[2].lower()
+    # What OpenVINO calls its runtime precision is that of one of the inputs, for an attention perhaps of the mask.
+    return _PRECISIONS.get(suffix) or _PRECISIONS.get(str(info["runtimePrecision"].value), "other")

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantasr.artifact import Artifact, write_atomically
 from quantasr.engines import ENGINES, load_engine
 from quantasr.engines.engine import Engine, EngineOptions
 from quantasr.errors import EngineError
 
-_SECONDS = 5.0  # of audio that the engines are measured on
-_ROUNDS = 5
+_SECONDS = (1.7, 3.1, 6.3)
+"""Lengths of the recordings of one round. Each is run twice: recordings come in ever new lengths, windows of long ones
+in the same length, and an engine may be slow on the first run of a length."""
+
+_STEP = 0.037
+"""By how much they grow from one round to the next, so that every round has new lengths."""
+
+_ROUNDS = 3
+_ENOUGH = 5.0  # seconds, after which no further round begins
+
+System = tuple[str, str]
+"""An engine and a compute type."""
 
 
 def cache_file() -> Path:
@@ -32,21 +45,25 @@ def cache_file() -> Path:
     return Path(folder) / "engines.json"
 
 
-def fastest(artifact: Artifact, options: EngineOptions) -> tuple[str, EngineOptions]:
-    """The engine, and the compute type with it, that runs ``artifact`` fastest on this machine.
+def fastest(artifact: Artifact, options: EngineOptions) -> Engine:
+    """``artifact`` on the engine, and with the compute type, that runs it fastest on this machine.
 
     Measured once for each graph, thread count, CPU and version of the engines; then read from :func:`cache_file`.
+    Raises :class:`EngineError` when no engine can run it.
     """
     key = _key(artifact, options)
     known = _read(cache_file())
-    if key in known and known[key]["engine"] in ENGINES:
-        return known[key]["engine"], replace(options, compute=known[key]["compute"])
-    times = measure(artifact, candidates(options))
-    (name, compute), seconds = min(times.items(), key=lambda row: row[1])
-    rows = {f"{engine} {kind}": round(value * 1e3, 2) for (engine, kind), value in times.items()}
-    known[key] = {"engine": name, "compute": compute, "milliseconds": rows, "best": round(seconds * 1e3, 2)}
-    _remember(known)
-    return name, replace(options, compute=compute)
+    if system := _remembered(known.get(key), options):
+        try:
+            return load_engine(system[0], artifact.graph, replace(options, compute=system[1]))
+        except EngineError:
+            pass  # it could when it was measured: measure again
+    engines = _load_all(artifact, options)
+    times = measure(artifact, engines)
+    best = min(times, key=lambda system: times[system])
+    rows = {" ".join(system): round(seconds * 1e3, 2) for system, seconds in times.items()}
+    _remember({**known, key: {"engine": best[0], "compute": best[1], "milliseconds": rows}})
+    return engines[best]
 
 
 def candidates(options: EngineOptions) -> list[tuple[str, EngineOptions]]:
@@ -55,55 +72,95 @@ def candidates(options: EngineOptions) -> list[tuple[str, EngineOptions]]:
 
     found = []
     for name in ENGINES:
-        kinds: Sequence[str] = [options.compute]
+        kinds = [options.compute]
         if options.compute == "auto":
             kinds = ["fp32", "bf16"] if name == "openvino" and has_bf16() else ["fp32"]
         found += [(name, replace(options, compute=kind)) for kind in kinds if name != "onnxruntime" or kind != "bf16"]
     return found
 
 
-def measure(artifact: Artifact, systems: Sequence[tuple[str, EngineOptions]]) -> dict[tuple[str, str], float]:
-    """Median seconds per run of each system, interleaved, on a few seconds of noise; ``{(engine, compute): seconds}``.
+def measure(artifact: Artifact, engines: Mapping[System, Engine]) -> dict[System, float]:
+    """Seconds that each engine takes for a round of recordings of different lengths; interleaved, median of rounds."""
+    times: dict[System, list[float]] = {system: [] for system in engines}
+    for engine in engines.values():  # the first run of all takes memory and wakes threads
+        _run(engine, _noise(artifact, 1.0))
+    begin = time.perf_counter()
+    for turn in range(_ROUNDS):
+        spent = dict.fromkeys(engines, 0.0)
+        for seconds in _SECONDS:
+            features = _noise(artifact, seconds + turn * _STEP)
+            for system, engine in engines.items():
+                spent[system] += _run(engine, features) + _run(engine, features)
+        for system, seconds in spent.items():
+            times[system].append(seconds)
+        if time.perf_counter() - begin > _ENOUGH:
+            break
+    return {system: median(values) for system, values in times.items()}
 
-    An engine that cannot load the graph is left out; raises :class:`EngineError` when none can.
-    """
-    noise = np.random.default_rng(0).normal(0, 0.1, round(_SECONDS * artifact.frontend.sample_rate)).astype(np.float32)
-    features = artifact.frontend(noise)[None]
-    lengths = np.array([features.shape[1]])
-    loaded: dict[tuple[str, str], Engine] = {}
+
+def _load_all(artifact: Artifact, options: EngineOptions) -> dict[System, Engine]:
+    """Every candidate that can load the graph; raises :class:`EngineError` when none can."""
+    loaded: dict[System, Engine] = {}
     failures = []
-    for name, options in systems:
+    for name, chosen in candidates(options):
         try:
-            loaded[name, options.compute] = load_engine(name, artifact.graph, options)
+            loaded[name, chosen.compute] = load_engine(name, artifact.graph, chosen)
         except EngineError as error:
             failures.append(str(error))
     if not loaded:
         raise EngineError(f"no engine can run {artifact.graph}: {'; '.join(failures)}")
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in loaded}
-    for turn in range(_ROUNDS + 1):
-        for key, engine in loaded.items():
-            begin = time.perf_counter()
-            engine.run(features, lengths)
-            if turn:  # the first run warms up
-                times[key].append(time.perf_counter() - begin)
-    return {key: median(values) for key, values in times.items()}
+    return loaded
+
+
+def _noise(artifact: Artifact, seconds: float) -> NDArray[np.float32]:
+    """Features of noise, ``[1, time(, bins)]``."""
+    size = round(seconds * artifact.frontend.sample_rate)
+    return artifact.frontend(np.random.default_rng(0).normal(0, 0.1, size).astype(np.float32))[None]
+
+
+def _run(engine: Engine, features: NDArray[np.float32]) -> float:
+    begin = time.perf_counter()
+    engine.run(features, np.array([features.shape[1]]))
+    return time.perf_counter() - begin
 
 
 def _key(artifact: Artifact, options: EngineOptions) -> str:
-    engines = [f"{name} {version(name)}" for name in ENGINES]
+    engines = [f"{name} {_version(name)}" for name in ENGINES]
     return " | ".join([artifact.checksum[:16], _cpu(), f"{options.thread_count} threads", options.compute, *engines])
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def _cpu() -> str:
+    """The CPU's name and a digest of what it can do: virtual machines of one name differ in that."""
+    name, flags = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text("utf-8", errors="replace").splitlines():
-            if line.lower().startswith(("model name", "cpu part")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            label, _, value = line.partition(":")
+            if label.strip().lower() in ("model name", "cpu part"):
+                name = value.strip()
+            elif label.strip().lower() in ("flags", "features"):
+                flags = value
+            if not line.strip() and flags:
+                break  # the other cores are alike
+    return f"{name} {hashlib.sha256(flags.encode()).hexdigest()[:8]}"
 
 
-def _read(path: Path) -> dict[str, dict[str, str]]:
+def _remembered(row: Any, options: EngineOptions) -> System | None:
+    """The choice in a row of the cache, unless something else has written it."""
+    if not isinstance(row, dict) or row.get("engine") not in ENGINES:
+        return None
+    allowed = ("fp32", "bf16") if options.compute == "auto" else (options.compute,)
+    return (row["engine"], row["compute"]) if row.get("compute") in allowed else None
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         rows = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -111,7 +168,7 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
     return rows if isinstance(rows, dict) else {}
 
 
-def _remember(rows: dict[str, dict[str, str]]) -> None:
+def _remember(rows: Mapping[str, Any]) -> None:
     path = cache_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

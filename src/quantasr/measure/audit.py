@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,11 @@ from quantasr.engines.engine import Engine, ExecutedOp
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """One layer: what the recipe made of it, and the type in which the engine multiplied."""
+    """One layer: what the recipe made of it, and the type in which the engine multiplied.
+
+    ``kind`` is ``product`` for a place in the model where two activations are multiplied, which is no layer;
+    ``executed`` is ``-`` where nothing was multiplied, as by an embedding.
+    """
 
     path: str
     kind: str
@@ -72,31 +76,51 @@ class Audit:
 
 
 def audit(artifact: Artifact, engine: Engine, *, seconds: float = 10.0) -> Audit:
-    """Run ``seconds`` of noise through a loaded engine and report what it executed."""
-    noise = np.random.default_rng(0).normal(0, 0.1, round(seconds * artifact.frontend.sample_rate))
+    """Run ``seconds`` of noise through a loaded engine and report what it executed.
+
+    Raises :class:`quantasr.errors.EngineError` when the engine cannot run the graph.
+    """
+    size = max(artifact.min_samples, round(seconds * artifact.frontend.sample_rate))
+    noise = np.random.default_rng(0).normal(0, 0.1, size)
     features = artifact.frontend(noise.astype(np.float32))[None]
     ops = engine.executed(features, np.array([features.shape[1]]))
-    return Audit(engine.name, engine.compute, seconds, tuple(ops), tuple(_layers(artifact.layers(), ops)))
+    products = bool(artifact.recipe.get("attention_products"))
+    layers = join(artifact.layers(), ops, "attention_products is set" if products else "no layer: attention_products")
+    return Audit(engine.name, engine.compute, size / artifact.frontend.sample_rate, tuple(ops), layers)
 
 
-def _layers(plan: Sequence[dict[str, Any]], ops: Sequence[ExecutedOp]) -> list[LayerAudit]:
-    """Join the plan with the kernels: a node of the graph carries the path of the layer that it came from."""
-    nodes = [(_parts(node), op) for op in ops if op.macs for node in op.covers]
-    rows = []
-    for row in plan:
-        path = _parts(row["path"])
-        found = {id(op): op for parts, op in nodes if _contains(parts, path)}
-        planned = row["mode"] if row["mode"] == "float" else f"{row['mode']} w{row['weight']['bits']}"
-        executed = ", ".join(sorted({op.precision for op in found.values()})) or "-"
-        macs = sum(op.macs for op in found.values())
-        rows.append(LayerAudit(row["path"], row["kind"], planned, executed, macs, row.get("reason", "")))
-    return rows
+def join(plan: Sequence[Mapping[str, Any]], ops: Sequence[ExecutedOp], products: str = "") -> tuple[LayerAudit, ...]:
+    """Every layer of the plan with the work that was done for it, then what was done outside of layers.
+
+    A node of the graph is named for the module that it came from, so it belongs to the layer whose path its name
+    ends with before the operator; of two such layers, to the longer path.
+    """
+    paths = {tuple(row["path"].split(".")): row["path"] for row in plan}
+    macs: dict[str, Counter[str]] = {}
+    for op in ops:
+        for node, count in op.covers.items():
+            macs.setdefault(_place(node, paths), Counter())[op.precision] += count
+    rows = [_row(row["path"], row["kind"], _planned(row), macs, row.get("reason", "")) for row in plan]
+    known = {row["path"] for row in plan}
+    return (*rows, *(_row(path, "product", "-", macs, products) for path in macs if path not in known))
 
 
-def _parts(name: str) -> list[str]:
-    return name.replace(".", "/").strip("/").split("/")
+def _place(node: str, paths: Mapping[tuple[str, ...], str]) -> str:
+    """The layer that a node of the graph came from, or the module where it is in none."""
+    scope = tuple(node.replace(".", "/").strip("/").split("/"))[:-1]
+    layer = next((paths[scope[i:]] for i in range(len(scope)) if scope[i:] in paths), None)
+    if layer is not None:
+        return layer
+    # What wraps the framework's model has no place in its paths.
+    roots = {path[0] for path in paths}
+    first = next((i for i, part in enumerate(scope) if part in roots), 0)
+    return ".".join(scope[first:])
 
 
-def _contains(parts: list[str], path: list[str]) -> bool:
-    """Whether ``path`` is a run of whole parts of a node's name: layer 1 is not layer 11."""
-    return any(parts[i : i + len(path)] == path for i in range(len(parts) - len(path) + 1))
+def _planned(row: Mapping[str, Any]) -> str:
+    return row["mode"] if row["mode"] == "float" else f"{row['mode']} w{row['weight']['bits']}"
+
+
+def _row(path: str, kind: str, planned: str, macs: Mapping[str, Counter[str]], reason: str) -> LayerAudit:
+    done = macs.get(path, Counter())
+    return LayerAudit(path, kind, planned, ", ".join(sorted(done)) or "-", done.total(), reason)

@@ -14,6 +14,7 @@ import soundfile
 from quantasr.artifact import Artifact
 from quantasr.engines import EngineOptions, load_engine
 from quantasr.engines.selection import candidates
+from quantasr.errors import ArtifactError
 from quantasr.measure.audit import audit
 from quantasr.measure.footprint import Footprint, footprint
 from quantasr.measure.latency import Ratio, Timing, ratio, time_interleaved
@@ -65,17 +66,23 @@ def bench(
     memory: bool = True,
     progress: bool = False,
 ) -> list[BenchRow]:
-    """Time ``wave`` (mono, at the model's rate) on the original and on every engine and compute type, interleaved.
+    """Time ``wave`` (mono, at the models' rate) on the original and on every engine and compute type, interleaved.
 
-    ``memory`` starts one more process for each system to see its peak memory and load time.
+    ``memory`` starts one more process for each system to see its peak memory and load time. Raises
+    :class:`ArtifactError` when the models' sample rates differ, and :class:`EngineError` when an engine fails.
     """
-    options = EngineOptions(threads)
+    rates = {artifact.name: artifact.frontend.sample_rate for artifact in artifacts}
+    rates |= {original.transcriber.name: original.transcriber.sample_rate} if original else {}
+    if len(set(rates.values())) > 1:
+        found = ", ".join(f"{name} {rate} Hz" for name, rate in rates.items())
+        raise ArtifactError(f"models of different sample rates cannot be timed on one recording: {found}")
     systems: list[Transcriber] = [original.transcriber] if original else []
     labels = ["original (PyTorch)"] if original else []
     sizes = [original.size] if original else []
     arguments: list[list[str]] = [[original.where]] if original else []
     shares: list[float | None] = [None] if original else []
     for artifact in artifacts:
+        options = EngineOptions(threads, round_up=artifact.round_up)
         for name, chosen in candidates(options):
             engine = load_engine(name, artifact.graph, chosen)
             systems.append(ArtifactTranscriber(artifact, engine, chunk_seconds=0))
@@ -85,12 +92,13 @@ def bench(
             shares.append(
                 audit(artifact, engine, seconds=min(10.0, len(wave) / artifact.frontend.sample_rate)).int8_share
             )
+    count = EngineOptions(threads).thread_count
     timings = time_interleaved(systems, wave, rounds=rounds, progress=progress)
     prints: list[Footprint | None] = [None] * len(systems)
     if memory:
-        prints = _footprints(arguments, wave, systems[0].sample_rate, options.thread_count)
+        prints = _footprints(arguments, wave, systems[0].sample_rate, count)
     return [
-        BenchRow(label, timing, ratio(timing, timings[0]), size, options.thread_count, needs, share)
+        BenchRow(label, timing, ratio(timing, timings[0]), size, count, needs, share)
         for label, timing, size, needs, share in zip(labels, timings, sizes, prints, shares, strict=True)
     ]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from quantasr.artifact import write_atomically
-from quantasr.errors import AudioError
+from quantasr.errors import AudioError, ManifestError
+from quantasr.measure.faults import advise
 from quantasr.progress import track
 from quantasr.runtime import ArtifactTranscriber
 from quantasr.speech.audio import describe_faults
@@ -28,6 +29,8 @@ class EvalResult:
 
     ``transcripts`` are in the order of ``utterances``; ``normalizer`` was applied to both sides before scoring.
     ``seconds`` is the time spent in the recogniser (frontend, model and decoder; reading files is not counted).
+    ``failures`` names the recordings that could not be read and are not counted, and why; ``warnings`` those that are
+    suspicious (silent, clipped) but were used.
     """
 
     system: str
@@ -35,6 +38,8 @@ class EvalResult:
     transcripts: tuple[Transcript, ...]
     seconds: float
     normalizer: str = "basic"
+    failures: Mapping[str, str] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def references(self) -> list[str]:
@@ -105,14 +110,19 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Several systems on the same utterances; ``failures`` names the recordings that could not be read, and why.
-
-    ``warnings`` names recordings that are suspicious (silent, clipped) but were used.
-    """
+    """Several systems on the same utterances."""
 
     results: tuple[EvalResult, ...]
-    failures: Mapping[str, str] = field(default_factory=dict)
-    warnings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Recordings that could not be read, by the utterance's id, and why."""
+        return self.results[0].failures
+
+    @property
+    def warnings(self) -> Mapping[str, str]:
+        """Recordings that are suspicious but were used, by the utterance's id."""
+        return self.results[0].warnings
 
     def against_first(self) -> list[PairedComparison]:
         """Every further system compared with the first, pair by pair of utterances."""
@@ -137,7 +147,10 @@ class Evaluation:
 
 
 def evaluate(transcriber: Transcriber, manifest: str | Path | Sequence[Utterance], **options: Any) -> EvalResult:
-    """Evaluate one system; see :func:`evaluate_systems` for the options and errors."""
+    """Evaluate one system; see :func:`evaluate_systems` for the options and errors.
+
+    What was left out is in the result's ``failures``.
+    """
     return evaluate_systems([transcriber], manifest, **options).results[0]
 
 
@@ -157,8 +170,14 @@ def evaluate_systems(
     :class:`quantasr.errors.ManifestError` when texts are missing or a system was calibrated on one of the utterances,
     and :class:`quantasr.errors.AudioError` when no recording can be read.
     """
+    if limit is not None and limit < 1:
+        raise ManifestError(f"limit is {limit}: give 1 or more utterances")
+    if batch_size < 1:
+        raise ManifestError(f"batch_size is {batch_size}: give 1 or more utterances")
     utterances = read_manifest(manifest) if isinstance(manifest, str | Path) else list(manifest)
     utterances = utterances[:limit]
+    if not utterances:
+        raise ManifestError("there are no utterances to evaluate on: give some")
     require_texts(utterances)
     find_normalizer(normalizer)
     for system in systems:
@@ -186,13 +205,13 @@ def evaluate_systems(
             seconds[i] += time.perf_counter() - begin
         warm = True
     if not used:
-        first = next(iter(failures.values()), "the manifest is empty")
+        first = next(iter(failures.values()))
         raise AudioError(f"none of {len(utterances)} recordings can be read; the first: {first}")
     results = tuple(
-        EvalResult(system.name, tuple(used), tuple(transcripts[i]), seconds[i], normalizer)
+        EvalResult(system.name, tuple(used), tuple(transcripts[i]), seconds[i], normalizer, failures, warnings)
         for i, system in enumerate(systems)
     )
-    return Evaluation(results, failures, warnings)
+    return Evaluation(results)
 
 
 def _load(
@@ -209,6 +228,7 @@ def _load(
             continue
         faults = describe_faults(next(iter(waves.values())))
         if faults:
-            warnings[utterance.id] = ", ".join(faults)
+            listed = f" (listed in {utterance.source})" if utterance.source else ""
+            warnings[utterance.id] = f"{utterance.audio}: {'; '.join(map(advise, faults))}{listed}"
         found.append((utterance, waves))
     return found

@@ -59,9 +59,9 @@ class Ratio:
     def __str__(self) -> str:
         return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-        return {"median": round(self.median, 4), "quartiles": [round(self.low, 4), round(self.high, 4)]}  # type: ignore[dict-item]
+        return {"median": round(self.median, 4), "quartiles": [round(self.low, 4), round(self.high, 4)]}
 
 
 def ratio(numerator: Timing, denominator: Timing) -> Ratio:

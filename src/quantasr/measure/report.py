@@ -15,9 +15,12 @@ from quantasr.speech.scoring import Score
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    """A table of plain text: rich takes what stands in brackets for its markup, so that is escaped."""
+    table = Table(
+        title=escape(title), caption=escape(caption or "") or None, title_justify="left", caption_justify="left"
+    )
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(escape(column), justify="left" if i == 0 else "right")
     return table
 
 
@@ -113,7 +116,7 @@ def audit_table(audit: Audit) -> Table:
             layer.planned,
             layer.executed,
             percent(layer.macs / audit.macs),
-            layer.reason,
+            escape(layer.reason),
         )
     return table
 
