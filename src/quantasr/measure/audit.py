@@ -84,8 +84,8 @@ def audit(artifact: Artifact, engine: Engine, *, seconds: float = 10.0) -> Audit
     noise = np.random.default_rng(0).normal(0, 0.1, size)
     features = artifact.frontend(noise.astype(np.float32))[None]
     ops = engine.executed(features, np.array([features.shape[1]]))
-    products = bool(artifact.recipe.get("attention_products"))
-    layers = join(artifact.layers(), ops, "attention_products is set" if products else "no layer: attention_products")
+    reason = "" if artifact.recipe.get("attention_products") else "attention_products = false"
+    layers = join(artifact.layers(), ops, reason)
     return Audit(engine.name, engine.compute, size / artifact.frontend.sample_rate, tuple(ops), layers)
 
 
