@@ -262,5 +262,5 @@ def test_recipes_by_name_and_by_file(tmp_path: Path) -> None:
     assert find_recipe(path, "wav2vec2") == find_recipe(str(path), "wav2vec2") == mine
     with pytest.raises(RecipeError, match=r"none\.toml: cannot read the recipe"):
         find_recipe(str(tmp_path / "none.toml"), "wav2vec2")
-    with pytest.raises(RecipeError, match="choose one of default, fast"):
+    with pytest.raises(RecipeError, match="choose one of default, fast, fastest"):
         find_recipe("small", "wav2vec2")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -144,6 +145,22 @@ def test_every_input_format(layer: str, observer: str, symmetric: bool, bits: in
 @pytest.mark.parametrize("layer", [name for name in LAYERS if name != "linear"])
 def test_every_layer(layer: str, mode: str, bits: int, granularity: str, tmp_path: Path) -> None:
     _check(layer, tmp_path, mode=mode, weight={"bits": bits, "granularity": granularity})
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_onnxruntime_multiplies_integers(mode: str, symmetric: bool, tmp_path: Path) -> None:
+    """Read from the graph as it was optimised: the quantizers were fused into kernels for integers."""
+    torch.manual_seed(0)
+    rule = {"match": "*", "mode": mode, "weight": {"symmetric": symmetric}}
+    path = exported(quantized(asr_model(nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))), recipe(rule)), tmp_path)
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    settings.log_severity_level = 3
+    ort.InferenceSession(str(path), settings)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert sum(kind in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul") for kind in kinds) == 2
+    assert not {"MatMul", "Gemm", "DequantizeLinear"} & set(kinds)
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])

@@ -18,7 +18,9 @@ def test_every_family_has_a_careful_and_a_fast_one(family: str, variant: str) ->
 
 
 def test_an_unknown_variant_lists_the_choices() -> None:
-    with pytest.raises(RecipeError, match="no built-in recipe 'best' for wav2vec2 models: choose one of default, fast"):
+    with pytest.raises(
+        RecipeError, match="no built-in recipe 'best' for wav2vec2 models: choose one of default, fast, fastest"
+    ):
         builtin_recipe("wav2vec2", "best")
     with pytest.raises(RecipeError, match="no built-in recipe 'default' for quartznet models: write one"):
         builtin_recipe("quartznet")

@@ -33,7 +33,8 @@ class QConfig:
     """How one layer is quantized; the observers are names from :data:`quantasr.numerics.observers.OBSERVERS`.
 
     ``static``: weight and input, the input's scale from calibration. ``dynamic``: weight and input, the input's
-    scale from each call. ``weight_only``: the weight alone. ``float``: neither.
+    scale from each call, so that recordings in one batch share it. ``weight_only``: the weight alone. ``float``:
+    neither.
     """
 
     mode: str = "static"
