@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -48,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}: check the path, its rights and the disk")
+        # Writing does not say where; what is not ours to name goes through the temporary folder.
+        where = error.filename or f"writing, perhaps to {tempfile.gettempdir()}"
+        return _fail(f"{where}: {error.strerror or error}: check the path, its rights and the room on its disk")
     except MemoryError:
         return _fail("out of memory: use shorter --chunk, a smaller --batch-size or fewer systems at once")
     except KeyboardInterrupt as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +15,10 @@ ENGINES: dict[str, str] = {
     "openvino": "quantasr.engines.openvino",
 }
 
-# `import openvino` reports itself to a web analytics service, from a process that it forks, unless this package is
-# missing. Recognisers run where nothing may leave the machine, so here it is missing.
+# Both engines report their use to web services unless they are told otherwise before they are imported. Recognisers run
+# where nothing may leave the machine. OpenVINO reports when it is imported, from a process that it forks, but not when
+# this package is missing.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
