@@ -115,6 +115,15 @@ def test_4_bit_integers_at_odd_counts_are_packed_as_onnx_reads_them(tmp_path: Pa
         np.testing.assert_allclose(run_graph(path, engine, X), expected, atol=0.03)
 
 
+@pytest.mark.parametrize(("group", "rows", "extra"), [(8, 16, None), (16, 16, None), (40, 16, None), (6, 18, "Slice")])
+def test_blocks_are_filled_up_only_where_they_must(group: int, rows: int, extra: str | None) -> None:
+    weight = {"bits": 4, "granularity": "per_group", "group_size": group}
+    graph = export_quantized(_prepared(nn.Linear(16, 24, bias=False), weight=weight, mode="weight_only"))
+    (stored,) = [t for t in graph.graph.initializer if t.name.endswith("_integers")]
+    assert list(stored.dims) == [rows, 24]
+    assert ("Slice" in _kinds(graph)) == (extra == "Slice")
+
+
 def test_a_layer_that_is_called_twice_is_stored_once() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
