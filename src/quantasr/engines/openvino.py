@@ -61,6 +61,8 @@ class OpenVinoEngine:
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self._options.thread_count,
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.compute],
+            # Where only weights are quantized it would round the inputs to int8 as well, which no recipe asked for.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
 
     def _feed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
