@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,18 @@ import pytest
 
 # No test may need the network; asked before any library reads it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# What `quantize` says on its way; every other line on standard error is a complaint.
+_STEPS = ("loading ", "exporting ", "calibrating ", "comparing ", "timing ", "-- ")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_choices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of the tests' own for remembered engines, also for the processes that they start."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTASR_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +37,47 @@ def tiny_hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         return tiny_hf.save(name, tmp_path_factory.mktemp(name))
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def sample_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The artifact of the sample by a built-in recipe's name (default, fast), made once. Read it only."""
+
+    @cache
+    def folder(recipe: str = "default") -> Path:
+        from quantasr import sample
+        from quantasr.pipeline import quantize
+
+        where = tmp_path_factory.mktemp("artifacts") / recipe
+        quantize(sample.model(), where, calibration=sample.calibration(), recipe=recipe)
+        return where
+
+    return folder
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaints(self) -> list[str]:
+        """Lines on standard error that are no progress: quantasr's own, or those of a library that is too loud."""
+        return [line for line in self.err.splitlines() if not line.startswith(_STEPS)]
+
+
+@pytest.fixture
+def quantasr_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run a command of the command line in this process; what libraries print is seen too."""
+
+    def run(*arguments: object) -> Ran:
+        from quantasr.cli import main
+
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Ran(code, *capfd.readouterr())
+
+    return run

@@ -46,6 +46,7 @@ class OpenVinoEngine:
         self.compute = "fp32" if options.compute == "fp32" or not has_bf16() else "bf16"
         compiled = self._compile(self._properties())
         self._request = compiled.create_infer_request()
+        self._shape = compiled.input("features").get_partial_shape()
         self._takes_lengths = len(compiled.inputs) > 1
 
     def _compile(self, properties: dict[str, Any]) -> Any:
@@ -75,6 +76,9 @@ class OpenVinoEngine:
         if self._takes_lengths:
             features = _filled_up(features, self._options.round_up)
         try:
+            if not self._shape.compatible(ov.PartialShape(list(features.shape))):
+                # It would read as many values as it expects from wherever they lie.
+                raise RuntimeError(f"it takes {self._shape}")
             self._request.infer(self._feed(features, lengths))
         except RuntimeError as error:
             raise EngineError(

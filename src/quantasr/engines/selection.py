@@ -154,7 +154,7 @@ def _cpu() -> str:
 
 def _remembered(row: Any, options: EngineOptions) -> System | None:
     """The choice in a row of the cache, unless something else has written it."""
-    if not isinstance(row, dict) or row.get("engine") not in ENGINES:
+    if not isinstance(row, dict) or row.get("engine") not in list(ENGINES):  # a list asks no hash of what is there
         return None
     allowed = ("fp32", "bf16") if options.compute == "auto" else (options.compute,)
     return (row["engine"], row["compute"]) if row.get("compute") in allowed else None

@@ -1,0 +1,166 @@
+"""The engines run the same graph: same text, whatever the batch, the threads and the padding."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hand_graphs import node, save, weight
+
+import quantasr
+from quantasr import sample
+from quantasr.artifact import Artifact
+from quantasr.engines import ENGINES, EngineOptions, load_engine, openvino
+from quantasr.engines.engine import cores
+from quantasr.errors import EngineError
+from quantasr.speech.manifest import read_manifest
+from quantasr.speech.transcript import Waveform
+
+THREADS = Path("/proc/self/task")
+
+
+@pytest.fixture(scope="module")
+def waves() -> list[Waveform]:
+    """Ten strings of digits, all of different lengths."""
+    found = [u.load(8000) for u in read_manifest(sample.evaluation())[:10]]
+    assert len({len(wave) for wave in found}) == len(found)
+    return found
+
+
+@pytest.fixture
+def artifact(sample_artifact: Callable[[str], Path]) -> Artifact:
+    return Artifact.load(sample_artifact("fast"))
+
+
+def texts(artifact: Artifact, waves: list[Waveform], **options: object) -> list[str]:
+    recogniser = quantasr.load(artifact, threads=1, **options)  # type: ignore[arg-type]
+    return [transcript.text for transcript in recogniser.transcribe(waves)]
+
+
+def test_engines_agree_with_the_speakers(artifact: Artifact, waves: list[Waveform]) -> None:
+    references = [u.text for u in read_manifest(sample.evaluation())[:10]]
+    systems = [("onnxruntime", "fp32"), ("openvino", "fp32")]
+    if openvino.has_bf16():
+        systems.append(("openvino", "bf16"))
+    for engine, compute in systems:
+        found = texts(artifact, waves, engine=engine, compute=compute)
+        assert sum(a == b for a, b in zip(found, references, strict=True)) >= 9, (engine, compute)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_batch_of_different_lengths_says_what_each_says_alone(
+    engine: str, artifact: Artifact, waves: list[Waveform]
+) -> None:
+    alone = texts(artifact, waves, engine=engine, compute="fp32")
+    assert texts(artifact, waves, engine=engine, compute="fp32", batch_size=4) == alone
+    assert texts(artifact, waves[::-1], engine=engine, compute="fp32", batch_size=10) == alone[::-1]
+
+
+def test_rounding_lengths_up_changes_nothing_that_is_said(artifact: Artifact, waves: list[Waveform]) -> None:
+    exact = load_engine("openvino", artifact.graph, EngineOptions(1, "fp32"))
+    rounded = load_engine("openvino", artifact.graph, EngineOptions(1, "fp32", artifact.round_up))
+    for wave in waves:
+        features = artifact.frontend(wave)[None]
+        lengths = np.array([len(wave)])
+        (left, counts), (right, more) = exact.run(features, lengths), rounded.run(features, lengths)
+        assert counts is not None
+        assert more is not None
+        assert counts.tolist() == more.tolist()
+        assert right.shape[1] >= left.shape[1] == counts[0]
+        assert (left.argmax(-1) == right[:, : counts[0]].argmax(-1)).mean() >= 0.99
+        assert np.abs(left - right[:, : counts[0]]).mean() < 0.05
+
+
+def test_filling_up_is_to_the_next_multiple_and_in_time_alone() -> None:
+    assert openvino._filled_up(np.ones((2, 7), np.float32), 4).tolist() == [[1] * 7 + [0]] * 2
+    assert openvino._filled_up(np.ones((2, 8), np.float32), 4).shape == (2, 8)
+    assert openvino._filled_up(np.ones((2, 7, 3), np.float32), 25).shape == (2, 25, 3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_run_gave_stays_as_it_was(engine: str, artifact: Artifact, waves: list[Waveform]) -> None:
+    loaded = load_engine(engine, artifact.graph, EngineOptions(1, "fp32"))
+    first, _ = loaded.run(artifact.frontend(waves[0])[None], np.array([len(waves[0])]))
+    copy = first.copy()
+    loaded.run(artifact.frontend(waves[0] * 0.1)[None] * 0.5, np.array([len(waves[0])]))
+    assert (first == copy).all()
+
+
+@pytest.mark.skipif(not THREADS.is_dir(), reason="needs Linux's /proc")
+def test_onnxruntime_starts_as_many_threads_as_it_is_told(artifact: Artifact) -> None:
+    def started(threads: int) -> int:
+        before = len(list(THREADS.iterdir()))
+        engine = load_engine("onnxruntime", artifact.graph, EngineOptions(threads, "fp32"))
+        found = len(list(THREADS.iterdir())) - before
+        del engine
+        return found
+
+    assert [started(threads) for threads in (1, 2, 4)] == [0, 1, 3]  # the caller works too
+
+
+def test_openvino_runs_as_many_threads_as_it_is_told(artifact: Artifact) -> None:
+    for threads in (1, 2):
+        engine = load_engine("openvino", artifact.graph, EngineOptions(threads, "fp32"))
+        compiled = engine._request.get_compiled_model()  # type: ignore[attr-defined]
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
+
+
+def test_options_are_checked() -> None:
+    assert EngineOptions(0).thread_count == cores() >= 1
+    assert EngineOptions(3).thread_count == 3
+    for options, complaint in (
+        ({"threads": -1}, "threads = -1"),
+        ({"compute": "int3"}, "choose one of auto, fp32, bf16"),
+        ({"round_up": 0}, "round_up = 0"),
+    ):
+        with pytest.raises(EngineError, match=complaint):
+            EngineOptions(**options)  # type: ignore[arg-type]
+
+
+def test_bf16_is_refused_where_it_cannot_be(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match="ONNX Runtime's CPU kernels have no bf16; use engine openvino, or fp32"):
+        load_engine("onnxruntime", artifact.graph, EngineOptions(1, "bf16"))
+    monkeypatch.setattr(openvino, "has_bf16", lambda: False)
+    with pytest.raises(EngineError, match="this CPU has no bf16 instructions; use fp32 or auto"):
+        load_engine("openvino", artifact.graph, EngineOptions(1, "bf16"))
+    assert load_engine("openvino", artifact.graph, EngineOptions(1, "auto")).compute == "fp32"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_graph_that_cannot_be_loaded_is_one_line(engine: str, tmp_path: Path) -> None:
+    (tmp_path / "junk.onnx").write_bytes(b"\x08\x07 not a graph at all")
+    for graph in (tmp_path / "junk.onnx", tmp_path / "missing.onnx"):
+        with pytest.raises(EngineError, match=f"{graph.name}: .* cannot load it: ") as caught:
+            load_engine(engine, graph, EngineOptions(1))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_that_do_not_fit_are_one_line(engine: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    graph = save(tmp_path / "g.onnx", [node("MatMul", "features w", "logprobs")], ["b", "t", 4], {"w": weight(4, 9)})
+    loaded = load_engine(engine, graph, EngineOptions(1, "fp32"))
+    assert loaded.run(np.zeros((1, 3, 4), np.float32), np.array([3]))[0].shape == (1, 3, 9)
+    with pytest.raises(EngineError, match=r"g\.onnx: .* cannot run it on features \[1, 3, 5\]: ") as caught:
+        loaded.run(np.zeros((1, 3, 5), np.float32), np.array([3]))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_unknown_engine_is_refused_with_the_choices(artifact: Artifact) -> None:
+    with pytest.raises(EngineError, match="engine 'tensorrt' is unknown: choose one of auto, onnxruntime, openvino"):
+        load_engine("tensorrt", artifact.graph, EngineOptions())
+
+
+def test_engines_are_told_not_to_report_home() -> None:
+    """Before they are imported, for both would otherwise send their news from then on."""
+    code = (
+        "import os, sys, quantasr.engines; assert not {'onnxruntime', 'openvino'} & set(sys.modules);"
+        "import onnxruntime, openvino;"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1' and sys.modules['openvino_telemetry'] is None;"
+        "assert 'telemetry_stub' in str([m for m in sys.modules if 'telemetry' in m])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
