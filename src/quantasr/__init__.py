@@ -32,6 +32,8 @@ _VERBS = {
     "load_model": "quantasr.sources",
     "quantize": "quantasr.pipeline",
 }
+# What the extra `quantize` brings.
+_WORKBENCH = ("onnx", "safetensors", "tomli_w", "torch")
 __all__ = ["Recipe", "__version__", "evaluate", "load", "load_model", "quantize"]
 
 
@@ -43,9 +45,9 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_VERBS[name]), name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name not in _WORKBENCH:
             raise
-        raise MissingExtraError(f"quantasr.{name} needs PyTorch: pip install 'quantasr[quantize]'") from None
+        raise MissingExtraError(f"quantasr.{name} needs {error.name}: pip install 'quantasr[quantize]'") from None
 
 
 class _Package(ModuleType):
