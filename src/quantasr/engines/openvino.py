@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class OpenVinoEngine:
         self.compute = "fp32" if options.compute == "fp32" or not has_bf16() else "bf16"
         compiled = self._compile(self._properties())
         self._request = compiled.create_infer_request()
+        self._lock = Lock()
         self._shape = compiled.input("features").get_partial_shape()
         self._takes_lengths = len(compiled.inputs) > 1
 
@@ -79,14 +81,15 @@ class OpenVinoEngine:
             if not self._shape.compatible(ov.PartialShape(list(features.shape))):
                 # It would read as many values as it expects from wherever they lie.
                 raise RuntimeError(f"it takes {self._shape}")
-            self._request.infer(self._feed(features, lengths))
+            # The request's own memory is written again by the next run, so nobody else may run before it is copied.
+            with self._lock:
+                self._request.infer(self._feed(features, lengths))
+                logprobs = self._request.get_tensor("logprobs").data.astype(np.float32, copy=True)
+                counts = self._request.get_tensor("frame_counts").data.copy() if self._takes_lengths else None
         except RuntimeError as error:
             raise EngineError(
                 f"{self._graph}: OpenVINO cannot run it on features {list(features.shape)}: {last_line(error)}"
             ) from None
-        # The request's own memory is written again by the next run.
-        logprobs = self._request.get_tensor("logprobs").data.astype(np.float32, copy=True)
-        counts = self._request.get_tensor("frame_counts").data.copy() if self._takes_lengths else None
         return logprobs, counts
 
     def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
