@@ -60,8 +60,8 @@ def test_long_recordings_are_cut_and_files_are_streamed(folder: Path, tmp_path: 
     soundfile.write(tmp_path / "long.wav", wave, 8000, subtype="FLOAT")
     cut = quantasr.load(folder, engine="onnxruntime", chunk_seconds=10.0, overlap_seconds=3.0, batch_size=2)
     text = cut.transcribe([wave])[0].text
-    # The sample has learnt from short strings and may err in a long window; a lost seam would cost more.
-    assert score([" ".join(str(u.text) for u in utterances)], [text], "word").rate <= 0.1
+    # In a window that begins within a word the sample may leave a space out; a lost second would cost ten letters.
+    assert score([" ".join(str(u.text) for u in utterances)], [text], "character").rate <= 0.05
     assert cut.transcribe_file(tmp_path / "long.wav").text == text
 
 
