@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def quantize(
     longest = round(_PARITY_SECONDS * model.sample_rate)
     speech = [u.load(model.sample_rate)[:longest] for u in utterances[:_PARITY_UTTERANCES]]
     original = model.transcriber(chunk_seconds=0).logprobs(speech)
-    parity = {"float": _check_float(model, speech, original).to_dict()}
+    float_agreement, float_bytes = _check_float(model, speech, original)
+    parity = {"float": float_agreement.to_dict()}
 
     prepared = prepare(model, chosen)
     say(f"calibrating on {len(utterances)} utterances")
@@ -102,7 +104,10 @@ def quantize(
         _write_json(folder / LAYERS, [row.to_dict() for row in prepared.plan])
         _write_json(folder / CALIBRATION, fingerprints(utterances))
         (folder / "recipe.toml").write_text(chosen.dumps(), "utf-8")
-        _describe(prepared, folder, parity, len(utterances), sum(waves.seconds)).write_manifest()
+        described = _describe(prepared, folder, parity, len(utterances), sum(waves.seconds))
+        graph_bytes = _graph_bytes(folder)
+        sizes = {"graph_bytes": graph_bytes, "float_graph_bytes": float_bytes, "ratio": graph_bytes / float_bytes}
+        replace(described, measured=sizes).write_manifest()
 
     create(output, fill, overwrite=overwrite)
     return Artifact.load(output)
@@ -141,18 +146,26 @@ class _Waves:
             yield wave
 
 
-def _check_float(model: AsrModel, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]) -> Agreement:
-    """Compare the original with its float graph; raises :class:`ArtifactError` when they differ."""
+def _check_float(
+    model: AsrModel, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]
+) -> tuple[Agreement, int]:
+    """Compare the original with its float graph, whose bytes come back too; :class:`ArtifactError` if they differ."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / GRAPH
         save_graph(export_float(model), path)
+        size = _graph_bytes(path.parent)
         found = agreement(original, _graph_logprobs(model, path, "onnxruntime", speech))
     if found.largest_difference > FLOAT_TOLERANCE:
         raise ArtifactError(
             f"{model.name}: the float graph differs from the original by {found.largest_difference:.2g} in log-probs, "
             f"more than {FLOAT_TOLERANCE}: it cannot be exported faithfully"
         )
-    return found
+    return found, size
+
+
+def _graph_bytes(folder: Path) -> int:
+    """Bytes of a graph and of the weights beside it."""
+    return sum(path.stat().st_size for path in folder.glob(f"{GRAPH}*"))
 
 
 def _check_quantized(
