@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,3 +165,20 @@ def test_engines_are_told_not_to_report_home() -> None:
         "assert 'telemetry_stub' in str([m for m in sys.modules if 'telemetry' in m])"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(cores() < 2, reason="one core has no other to spin on")
+def test_nobody_spins_when_a_run_is_over(artifact: Artifact) -> None:
+    """ONNX Runtime's threads would go on for some 20 ms of CPU time after every run."""
+    for name in ENGINES:
+        engine = load_engine(name, artifact.graph, EngineOptions(2, "fp32"))
+        features, lengths = artifact.frontend(np.ones(8000, np.float32))[None], np.array([8000])
+        for _ in range(3):
+            engine.run(features, lengths)
+        spent = 0.0
+        for _ in range(5):
+            engine.run(features, lengths)
+            begin = time.process_time()
+            time.sleep(0.05)
+            spent += time.process_time() - begin
+        assert spent / 5 < 0.008

@@ -59,6 +59,9 @@ class OnnxRuntimeEngine:
         settings.intra_op_num_threads = self._options.thread_count
         settings.inter_op_num_threads = 1
         settings.log_severity_level = _FATAL
+        # Threads that go on spinning when a run is over take the cores from whoever works next: the decoder, or the
+        # other system in a comparison, which then took twice its time. A run itself is as fast.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         # Its kernel for quantized weights alone would round the inputs to int8 as well, which no recipe asked for.
         settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         return settings
