@@ -1,68 +1,16 @@
-"""From samples to what an acoustic model reads, as the model's own processor does it."""
+"""Kaldi's filter bank."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantasr.errors import ArtifactError, AudioError
-
-
-class Frontend(Protocol):
-    """The features of one recording."""
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second of the waves it takes."""
-        ...
-
-    @property
-    def padding_value(self) -> float:
-        """What :func:`collate` fills short rows with."""
-        ...
-
-    def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[samples]`` -> features, ``[time]`` or ``[frames, bins]``."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary with a ``kind``; :func:`frontend_from_dict` reads it."""
-        ...
-
-
-@dataclass(frozen=True)
-class WaveFrontend:
-    """The wave itself, for models that learn their own features: Wav2Vec2, HuBERT, WavLM, Data2Vec.
-
-    With ``normalize`` each recording is brought to mean 0 and variance 1: ``(x - mean) / sqrt(var + 1e-7)``, as
-    transformers' ``Wav2Vec2FeatureExtractor`` does.
-    """
-
-    kind: ClassVar[str] = "wave"
-
-    sample_rate: int = 16000
-    normalize: bool = True
-    padding_value: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require_rate(self.sample_rate)
-
-    def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[samples]`` -> ``[samples]``; raises AudioError when there are none."""
-        wave = _as_wave(wave)
-        if not self.normalize:
-            return wave
-        normal: NDArray[np.float32] = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
-        return normal.astype(np.float32, copy=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
-        return {"kind": self.kind, **asdict(self)}
+from quantasr.speech.frontend.protocol import as_wave, require_rate
 
 
 @dataclass(frozen=True)
@@ -93,7 +41,7 @@ class FbankFrontend:
     """Frames transformed at once, so that memory does not grow with the recording."""
 
     def __post_init__(self) -> None:
-        _require_rate(self.sample_rate)
+        require_rate(self.sample_rate)
         for name in ("num_mel_bins", "stride"):
             if getattr(self, name) < 1:
                 raise ArtifactError(f"frontend 'fbank': {name} is {getattr(self, name)}; it must be at least 1")
@@ -105,7 +53,7 @@ class FbankFrontend:
 
     def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[samples]`` -> ``[frames // stride, num_mel_bins * stride]``; raises AudioError when too short."""
-        wave = _as_wave(wave)
+        wave = as_wave(wave)
         if wave.size < self.min_samples:
             raise AudioError(
                 f"wave of {wave.size} samples: the filter bank needs {self.min_samples}; pad it with zeros to that"
@@ -148,34 +96,6 @@ class FbankFrontend:
         return {"kind": self.kind, **asdict(self)}
 
 
-FRONTENDS: dict[str, type[WaveFrontend] | type[FbankFrontend]] = {
-    frontend.kind: frontend for frontend in (WaveFrontend, FbankFrontend)
-}
-
-
-def frontend_from_dict(row: Mapping[str, Any]) -> Frontend:
-    """The frontend that ``to_dict`` described; raises ArtifactError on an unknown kind or parameter."""
-    parameters = dict(row)
-    kind = parameters.pop("kind", None)
-    if kind not in FRONTENDS:
-        raise ArtifactError(f"frontend kind {kind!r} is unknown; this version has {', '.join(sorted(FRONTENDS))}")
-    try:
-        return FRONTENDS[kind](**parameters)
-    except TypeError as error:
-        raise ArtifactError(f"frontend {kind!r}: {error}; was the artifact written by a newer version?") from error
-
-
-def collate(
-    features: Sequence[NDArray[np.float32]], padding_value: float = 0.0
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features of several recordings -> ``[batch, time(, bins)]`` filled up with ``padding_value``, and lengths."""
-    lengths = np.array([len(row) for row in features], np.int64)
-    batch = np.full((len(features), int(lengths.max()), *features[0].shape[1:]), padding_value, np.float32)
-    for row, feature in zip(batch, features, strict=True):
-        row[: len(feature)] = feature
-    return batch, lengths
-
-
 @lru_cache(maxsize=8)
 def mel_filters(sample_rate: int, fft_length: int, bins: int, low_frequency: float) -> NDArray[np.float64]:
     """Kaldi's triangular filters, ``[fft_length // 2 + 1, bins]``: equally wide on the mel scale, peak 1."""
@@ -190,15 +110,3 @@ def mel_filters(sample_rate: int, fft_length: int, bins: int, low_frequency: flo
 
 def _mel(hertz: Any) -> Any:
     return 1127.0 * np.log(1.0 + np.asarray(hertz) / 700.0)
-
-
-def _as_wave(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    wave = np.asarray(wave, np.float32)
-    if wave.ndim != 1 or wave.size == 0:
-        raise AudioError(f"wave of shape {list(wave.shape)}: one channel with at least one sample is needed")
-    return wave
-
-
-def _require_rate(sample_rate: int) -> None:
-    if sample_rate < 1:
-        raise ArtifactError(f"frontend: sample_rate is {sample_rate}; it must be positive")

@@ -1,0 +1,31 @@
+"""From samples to what an acoustic model reads, as the model's own processor does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quantasr.errors import ArtifactError
+from quantasr.speech.frontend.fbank import FbankFrontend
+from quantasr.speech.frontend.log_mel import LogMelFrontend
+from quantasr.speech.frontend.protocol import Frontend, collate
+from quantasr.speech.frontend.wave import WaveFrontend
+
+FRONTENDS: dict[str, type[WaveFrontend] | type[FbankFrontend] | type[LogMelFrontend]] = {
+    frontend.kind: frontend for frontend in (WaveFrontend, FbankFrontend, LogMelFrontend)
+}
+
+
+def frontend_from_dict(row: Mapping[str, Any]) -> Frontend:
+    """The frontend that ``to_dict`` described; raises ArtifactError on an unknown kind or parameter."""
+    parameters = dict(row)
+    kind = parameters.pop("kind", None)
+    if kind not in FRONTENDS:
+        raise ArtifactError(f"frontend kind {kind!r} is unknown; this version has {', '.join(sorted(FRONTENDS))}")
+    try:
+        return FRONTENDS[kind](**parameters)
+    except TypeError as error:
+        raise ArtifactError(f"frontend {kind!r}: {error}; was the artifact written by a newer version?") from error
+
+
+__all__ = ["FRONTENDS", "FbankFrontend", "Frontend", "LogMelFrontend", "WaveFrontend", "collate", "frontend_from_dict"]
