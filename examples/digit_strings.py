@@ -1,4 +1,4 @@
-"""Real recordings of single digits, strung together: what the sample recogniser learns from and is measured on.
+"""Real recordings of single digits, strung together: what the small recognisers learn from and are measured on.
 
 The four sets come from different takes of the corpus (Free Spoken Digit Dataset), so that no recording is in two.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import kaldialign
 import numpy as np
 import soundfile as sf
 import soxr
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 Wave = NDArray[np.float32]
+Counts = dict[str, int]  # "sub", "del", "ins", "words"
 
 RATE = 8000
 # The corpus calls takes 0-4 its test part.
@@ -50,6 +52,8 @@ class Example:
 
 def read_corpus(data: Path) -> list[Recording]:
     """Read every recording that ``data/all.jsonl`` names."""
+    if not (data / "all.jsonl").is_file():
+        raise SystemExit(f"{data}: no all.jsonl there; give the folder that holds it as --data")
     rows = [json.loads(line) for line in (data / "all.jsonl").read_text().splitlines()]
     corpus = []
     for row in track(rows, "reading"):
@@ -172,3 +176,25 @@ def training_batches(
         examples.sort(key=lambda e: len(e.wave))
         for i in rng.permutation(pool)[: steps - start]:
             yield examples[i * batch : (i + 1) * batch]
+
+
+def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Counts:
+    """Errors over all the strings together."""
+    counts = {"sub": 0, "del": 0, "ins": 0, "words": sum(len(reference.split()) for reference in references)}
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        errors = kaldialign.edit_distance(reference.split(), hypothesis.split())
+        for kind in ("sub", "del", "ins"):
+            counts[kind] += errors[kind]
+    return counts
+
+
+def wer(counts: Counts) -> float:
+    """Corpus WER in percent."""
+    return 100 * (counts["sub"] + counts["del"] + counts["ins"]) / counts["words"]
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the highest learning rate: a linear rise over a twentieth of the steps, then half a cosine to 1 %."""
+    warm_up = max(1, steps // 20)
+    share = max(0.0, (step - warm_up) / (steps - warm_up))
+    return min(1.0, (step + 1) / warm_up) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))

@@ -13,24 +13,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import kaldialign
 import numpy as np
 import torch
 import transformers
 from digit_strings import (
     RATE,
     TAKES,
+    Counts,
     Recording,
     Wave,
     fixed_set,
     read_corpus,
     read_set,
+    schedule,
     training_batches,
+    wer,
+    word_errors,
     write_set,
 )
 from safetensors.torch import load_file, save_file
@@ -41,8 +43,6 @@ from transformers import (
     Wav2Vec2ForCTC,
     Wav2Vec2Processor,
 )
-
-Counts = dict[str, int]  # "sub", "del", "ins", "words"
 
 LETTERS = "efghinorstuvwxz"  # those of the ten digit words
 VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS]
@@ -104,28 +104,6 @@ def recognise(model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, waves: Sequen
         ids[torch.arange(ids.shape[1])[None] >= frames[:, None]] = 0
         texts += processor.batch_decode(ids)
     return texts
-
-
-def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Counts:
-    """Errors over all the strings together."""
-    counts = {"sub": 0, "del": 0, "ins": 0, "words": sum(len(reference.split()) for reference in references)}
-    for reference, hypothesis in zip(references, hypotheses, strict=True):
-        errors = kaldialign.edit_distance(reference.split(), hypothesis.split())
-        for kind in ("sub", "del", "ins"):
-            counts[kind] += errors[kind]
-    return counts
-
-
-def wer(counts: Counts) -> float:
-    """Corpus WER in percent."""
-    return 100 * (counts["sub"] + counts["del"] + counts["ins"]) / counts["words"]
-
-
-def schedule(step: int, steps: int) -> float:
-    """Share of the highest learning rate: a linear rise over a twentieth of the steps, then half a cosine to 1 %."""
-    warm_up = max(1, steps // 20)
-    share = max(0.0, (step - warm_up) / (steps - warm_up))
-    return min(1.0, (step + 1) / warm_up) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def train(
@@ -234,8 +212,6 @@ def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    if not (options.data / "all.jsonl").is_file():
-        raise SystemExit(f"{options.data}: no all.jsonl there; give the folder that holds it as --data")
     corpus = read_corpus(options.data)
     processor = build_processor(options.out)
     if not options.keep_audio:
