@@ -196,8 +196,4 @@ def test_built_in_recipes_fit_every_family(name: str, variant: str, tiny_hf_fold
         path for path in plan if "conv_layers.0." in path or ("feature_projection" in path and name.startswith("bert"))
     ]
     assert first and all(plan[path].qconfig.mode == "float" for path in first)
-    assert not [
-        row.path
-        for row in plan.values()
-        if row.kind == "conv1d" and "depthwise" in row.path and row.path in prepared.weights
-    ]
+    assert not [row.path for row in plan.values() if row.kind == "depthwise_conv1d" and row.path in prepared.weights]

@@ -18,7 +18,16 @@ from quantasr.quantize.layers import KINDS, find_layers, kind_of
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 # Dimensions of an output whose axis 1 is the layer's output channel, so that a batch norm scales whole channels.
-_DIMENSIONS = {"linear": 2, "conv1d": 3, "conv2d": 4, "conv3d": 5, "conv_transpose1d": 3}
+# A source may compute 1-d convolutions as 2-d ones of height 1.
+_DIMENSIONS = {
+    "linear": (2,),
+    "conv1d": (3, 4),
+    "depthwise_conv1d": (3, 4),
+    "conv2d": (4,),
+    "depthwise_conv2d": (4,),
+    "conv3d": (5,),
+    "conv_transpose1d": (3,),
+}
 
 # Questions about a tensor that do not read its values.
 _METADATA = {"__get__", "dim", "size", "stride", "numel", "ndimension", "is_floating_point", "is_contiguous", "__len__"}
@@ -87,7 +96,7 @@ def batch_norm_pairs(module: nn.Module, graph: nn.Module, inputs: Sequence[Tenso
     def after_layer(path: str, kind: str) -> Any:
         def hook(_: nn.Module, __: Any, out: Any) -> None:
             calls[path] += 1
-            if isinstance(out, Tensor) and out.ndim == _DIMENSIONS[kind]:
+            if isinstance(out, Tensor) and out.ndim in _DIMENSIONS[kind]:
                 produced[id(out)] = path
                 uses.watch(out)
 

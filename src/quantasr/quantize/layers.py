@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -11,16 +12,30 @@ from quantasr.recipes.recipe import LAYER_KINDS
 
 @dataclass(frozen=True)
 class LayerKind:
-    """A kind of layer: the class that its subclasses share, and the axis of its weight that is the output channel."""
+    """A kind of layer: the class that its subclasses share, and the axis of its weight that is the output channel.
+
+    ``depthwise`` kinds are convolutions in which each channel has a kernel of its own. They do little arithmetic for the
+    memory that they move, so int8 gains nothing there that it gains in other convolutions.
+    """
 
     module: type[nn.Module]
     channel_axis: int
     has_input: bool = True  # an embedding's input is indices: there is nothing to quantize
+    depthwise: bool = False
+
+    def includes(self, module: nn.Module) -> bool:
+        """Whether ``module`` is of this kind."""
+        if not isinstance(module, self.module):
+            return False
+        conv: Any = module
+        return not self.depthwise or 1 < conv.groups == conv.in_channels
 
 
 KINDS: dict[str, LayerKind] = {
     "linear": LayerKind(nn.Linear, 0),
+    "depthwise_conv1d": LayerKind(nn.Conv1d, 0, depthwise=True),
     "conv1d": LayerKind(nn.Conv1d, 0),
+    "depthwise_conv2d": LayerKind(nn.Conv2d, 0, depthwise=True),
     "conv2d": LayerKind(nn.Conv2d, 0),
     "conv3d": LayerKind(nn.Conv3d, 0),
     "conv_transpose1d": LayerKind(nn.ConvTranspose1d, 1),
@@ -30,8 +45,8 @@ assert tuple(KINDS) == LAYER_KINDS
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """The kind of a module, by ``isinstance``, so that a framework's subclasses count; None when it has none."""
-    return next((name for name, kind in KINDS.items() if isinstance(module, kind.module)), None)
+    """The first kind that includes a module, so that a framework's subclasses count; None when there is none."""
+    return next((name for name, kind in KINDS.items() if kind.includes(module)), None)
 
 
 def find_layers(module: nn.Module) -> dict[str, tuple[str, nn.Module]]:

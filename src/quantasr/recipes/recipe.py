@@ -18,7 +18,16 @@ from quantasr.numerics.qtypes import QType
 
 FORMAT = 1
 MODES = ("static", "dynamic", "weight_only", "float")
-LAYER_KINDS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "embedding")
+LAYER_KINDS = (
+    "linear",
+    "depthwise_conv1d",
+    "conv1d",
+    "depthwise_conv2d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "embedding",
+)
 COMPUTE = ("auto", "fp32", "bf16")
 ENGINES = ("auto", "onnxruntime", "openvino")
 FLOAT_STORAGE = ("fp32", "fp16")

@@ -1,0 +1,29 @@
+"""What is exported of a NeMo CTC model, with the same values in a batch as alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class CtcGraph(nn.Module):
+    """Log-mel features and lengths to log-probs and frame counts, through a model's encoder and CTC head.
+
+    ``model`` has an ``encoder`` and a ``decoder``, or, as NeMo's hybrid models, a ``ctc_decoder``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """``[batch, frames, bins]``, ``[batch]`` -> ``[batch, frames', vocabulary]``, ``[batch]``."""
+        from nemo.core.classes.common import typecheck
+
+        model: Any = self.model
+        # NeMo's checks of argument types cost time in every layer and cannot be traced.
+        with typecheck.disable_checks():
+            encoded, counts = model.encoder(audio_signal=features.transpose(1, 2), length=lengths)
+            head = model.ctc_decoder if hasattr(model, "ctc_decoder") else model.decoder
+            return head(encoder_output=encoded), counts
