@@ -154,7 +154,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "conformer-conv1d": _conformer(subsampling="striding_conv1d"),
     "conformer-abs-pos": _conformer(self_attention_model="abs_pos"),
     "conformer-layer-norm": _conformer(conv_norm_type="layer_norm"),
-    "conformer-group-norm": _conformer(conv_norm_type="group_norm4"),
     "conformer-tied": _conformer(untie_biases=False),
     "conformer-reduction": _conformer(reduction="pooling", reduction_position=0, reduction_factor=2),
     "conformer-feat-out": _conformer(feat_out=24),

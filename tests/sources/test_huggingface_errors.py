@@ -57,7 +57,7 @@ def test_a_hub_id_without_network() -> None:
 
 def test_a_folder_without_config(folder: Path) -> None:
     (folder / "config.json").unlink()
-    assert "no source recognises it; quantasr reads Hugging Face Transformers" in _refusal(folder)
+    assert "no source recognises it; quantasr reads NVIDIA NeMo" in _refusal(folder)
     with pytest.raises(ModelLoadError, match=r"it has no config\.json"):
         load_model(folder, source="huggingface")
 
@@ -67,7 +67,7 @@ def test_a_file_instead_of_a_folder(folder: Path) -> None:
 
 
 def test_an_unknown_source(folder: Path) -> None:
-    with pytest.raises(ModelLoadError, match="source 'kaldy' is unknown: choose one of auto, huggingface"):
+    with pytest.raises(ModelLoadError, match="source 'kaldy' is unknown: choose one of auto, nemo, huggingface"):
         load_model(folder, source="kaldy")
 
 

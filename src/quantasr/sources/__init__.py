@@ -1,7 +1,7 @@
 """Where models come from: one table, and the verb that reads it.
 
-Each source is a module with ``recognises(where) -> bool`` and ``load(where, ...) -> AsrModel``; it alone imports
-its framework, and only when it is asked to load.
+Each source is a module with ``recognises(where) -> bool``, ``load(where, ...) -> AsrModel`` and
+``rebuild(folder) -> AsrModel``; it alone imports its framework, and only when it is asked to load.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import AsrModel
 
 SOURCES: dict[str, str] = {
+    "nemo": "NVIDIA NeMo (CTC models): a .nemo file, or a pretrained model's name",
     "huggingface": "Hugging Face Transformers (AutoModelForCTC): a folder with config.json, or a hub id",
 }
-"""Name of each source and what it reads."""
+"""Name of each source and what it reads; the first that recognises a place loads it."""
 
 
 def load_model(
@@ -38,4 +39,21 @@ def load_model(
     raise ModelLoadError(f"{where}: {problem}; quantasr reads {'; '.join(SOURCES.values())}")
 
 
-__all__ = ["SOURCES", "AsrModel", "load_model"]
+def rebuild_model(source: str, folder: str | Path) -> AsrModel:
+    """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights: the caller has those.
+
+    ``source`` is the ``provenance["source"]`` of the original. Nothing in ``folder`` is executed. Raises
+    :class:`ModelLoadError`.
+    """
+    if source not in SOURCES:
+        raise ModelLoadError(f"source {source!r} is unknown: choose one of {', '.join(SOURCES)}")
+    try:
+        model: AsrModel = import_module(f"quantasr.sources.{source}").rebuild(Path(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ModelLoadError):
+            raise
+        raise ModelLoadError(f"{folder}: does not describe a model of {source}: {error}") from error
+    return model
+
+
+__all__ = ["SOURCES", "AsrModel", "load_model", "rebuild_model"]

@@ -31,6 +31,8 @@ class AsrModel:
     ``frame_seconds`` is the time between two rows of ``logprobs``; ``min_samples`` the shortest wave that is run as it
     is: shorter ones are filled up with zeros.
     ``rewrite`` gives parts of ``module`` the same arithmetic in a form that exports and quantizes better.
+    ``files`` (name -> content) is what :func:`quantasr.sources.rebuild_model` makes the same model of, but for its
+    weights.
     """
 
     name: str
@@ -44,6 +46,7 @@ class AsrModel:
     min_samples: int
     rewrite: Callable[[nn.Module], None] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def sample_rate(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ WORD_START = "\u2581"
 
 KINDS = ("characters", "pieces")
 """``characters``: a delimiter token parts words. ``pieces``: a mark inside the tokens starts them."""
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""How SentencePiece names the pieces that stand for one byte of a character that it has no piece for."""
 
 # Joins that the clean-up of transformers' older tokenizers makes, in its order.
 _CLEAN_UP = (
@@ -38,7 +42,8 @@ class CtcTokenizer:
     ``tokens[i]`` is the text of output ``i``; an id past them decodes to ``unk_token``. ``special_ids`` (blank, unk,
     sentence marks) stay in the text unless ``skip_special`` is set, just as ``processor.batch_decode(ids)`` keeps
     them. ``delimiter_text`` is what ``word_delimiter`` becomes in the text. ``lowercase`` and ``clean_up`` are
-    transformers' ``do_lower_case`` and ``clean_up_tokenization_spaces``.
+    transformers' ``do_lower_case`` and ``clean_up_tokenization_spaces``. ``punctuation`` holds the marks that take the
+    space before them away, as in NeMo; ``byte_fallback`` makes characters of pieces like ``<0xE2>``.
     """
 
     tokens: tuple[str, ...]
@@ -51,6 +56,8 @@ class CtcTokenizer:
     delimiter_text: str = " "
     clean_up: bool = False
     skip_special: bool = False
+    punctuation: str = ""
+    byte_fallback: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -83,17 +90,15 @@ class CtcTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids that are already collapsed: repeats merged, blanks taken out."""
-        text = "".join(self._surface(self.token(i)) for i in self._kept(ids)).strip()
+        text = "".join(self._surface(token) for token, _, _ in self._spans((i, 0, 0) for i in ids)).strip()
         return self._polish(text)
 
     def words(self, ids: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> tuple[WordSpan, ...]:
         """Words of collapsed ids whose token ``i`` lasts from frame ``starts[i]`` to ``ends[i]``, end not included."""
         words: list[WordSpan] = []
         text, first, last = "", 0, 0
-        for i, start, end in zip(ids, starts, ends, strict=True):
-            if self.skip_special and i in self.special_ids and i not in self.delimiter_ids:
-                continue
-            for part in self._parts(self.token(i)):
+        for token, start, end in self._spans(zip(ids, starts, ends, strict=True)):
+            for part in self._parts(token):
                 if part is None:
                     if text:
                         words.append(WordSpan(text, first, last))
@@ -103,6 +108,8 @@ class CtcTokenizer:
                     text, last = text + part, end
         if text:
             words.append(WordSpan(text, first, last))
+        if self.punctuation:
+            words = self._attach_punctuation(words)
         return tuple(word._replace(text=word.text.lower()) for word in words) if self.lowercase else tuple(words)
 
     def token(self, i: int) -> str:
@@ -127,10 +134,33 @@ class CtcTokenizer:
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"tokenizer: {error}; was the artifact written by a newer version?") from error
 
-    def _kept(self, ids: Iterable[int]) -> Iterable[int]:
-        if not self.skip_special:
-            return ids
-        return (i for i in ids if i not in self.special_ids or i in self.delimiter_ids)
+    def _spans(self, rows: Iterable[tuple[int, int, int]]) -> Iterator[tuple[str, int, int]]:
+        """(id, start, end) -> (token, start, end), without those to skip, and with bytes put together to characters."""
+        spelt, first, last = bytearray(), 0, 0
+        for i, start, end in rows:
+            if self.skip_special and i in self.special_ids and i not in self.delimiter_ids:
+                continue
+            byte = _BYTE.fullmatch(self.token(i)) if self.byte_fallback else None
+            if byte:
+                first, last = (first if spelt else start), end
+                spelt.append(int(byte[1], 16))
+                continue
+            if spelt:
+                yield spelt.decode("utf-8", "replace"), first, last
+                spelt.clear()
+            yield self.token(i), start, end
+        if spelt:
+            yield spelt.decode("utf-8", "replace"), first, last
+
+    def _attach_punctuation(self, words: list[WordSpan]) -> list[WordSpan]:
+        """Words that begin with a punctuation mark belong to the one before, as in the text."""
+        attached: list[WordSpan] = []
+        for word in words:
+            if attached and word.text[0] in self.punctuation:
+                before = attached.pop()
+                word = WordSpan(before.text + word.text, before.start, word.end)
+            attached.append(word)
+        return attached
 
     def _surface(self, token: str) -> str:
         if self.kind == "pieces":
@@ -153,4 +183,6 @@ class CtcTokenizer:
         if self.clean_up:
             for old, new in _CLEAN_UP:
                 text = text.replace(old, new)
+        if self.punctuation:
+            text = re.sub(rf"\s([{re.escape(self.punctuation)}])", r"\1", text)
         return text

@@ -26,8 +26,9 @@ class LogMelFrontend:
 
     Frames of ``window_length`` samples every ``hop_length``, centred with zeros at both ends; ``exact_pad`` puts fewer
     zeros there. ``fft_length`` points, spectrum to the power ``mag_power``, ``num_mel_bins`` filters of Slaney's
-    Auditory Toolbox between two frequencies in Hz (up to half the rate if None), as librosa makes them. ``preemphasis`` 0 is none. The log of a
-    power gets ``log_guard_value``, added or as a floor; without ``log`` there is none.
+    Auditory Toolbox between two frequencies in Hz (up to half the rate if None), as librosa makes them.
+    ``preemphasis`` 0 is none. The log of a power gets ``log_guard_value``, added or as a floor; without ``log`` there
+    is none.
 
     ``normalize``: each bin over time (``per_feature``) or all values together (``all_features``) to mean 0 and standard
     deviation 1, or with ``fixed_mean`` and ``fixed_std``, one value a bin. ``frame_splicing`` repeats the bins as
@@ -146,11 +147,11 @@ class LogMelFrontend:
         mel = np.empty((frames, self.num_mel_bins), np.float32)
         for start in range(0, frames, self.chunk_frames):
             part = slice(start, min(frames, start + self.chunk_frames))
-            spectrum = np.fft.rfft(views[part] * self._window, n=self.fft_length)
+            spectrum = np.fft.rfft(views[part] * self.window_values, n=self.fft_length)
             power = np.square(spectrum.real) + np.square(spectrum.imag)
             if self.mag_power != 2.0:
                 power **= self.mag_power / 2
-            np.matmul(power.astype(np.float32), self._mel_filters, out=mel[part])
+            np.matmul(power.astype(np.float32), self.mel_filters, out=mel[part])
         return mel
 
     def _normalized(self, mel: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -178,13 +179,15 @@ class LogMelFrontend:
         return (self.fft_length - self.hop_length) // 2 if self.exact_pad else self.fft_length // 2
 
     @cached_property
-    def _window(self) -> NDArray[np.float32]:
+    def window_values(self) -> NDArray[np.float32]:
+        """``[window_length]``."""
         makers = {"hann": np.hanning, "hamming": np.hamming, "blackman": np.blackman, "bartlett": np.bartlett}
         shape = makers[self.window](self.window_length) if self.window in makers else np.ones(self.window_length)
         return np.asarray(shape, np.float32)
 
     @cached_property
-    def _mel_filters(self) -> NDArray[np.float32]:
+    def mel_filters(self) -> NDArray[np.float32]:
+        """``[fft_length // 2 + 1, num_mel_bins]``."""
         return slaney_filters(
             self.sample_rate,
             self.fft_length,

@@ -1,0 +1,127 @@
+"""NVIDIA NeMo models with a CTC head (a ``.nemo`` file) as an :class:`AsrModel`."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantasr.errors import ModelLoadError
+from quantasr.sources.asr_model import AsrModel
+from quantasr.sources.nemo.archive import CONFIG, open_archive
+from quantasr.sources.nemo.config import NemoConfig, read_config
+from quantasr.sources.nemo.graph import CtcGraph
+from quantasr.sources.nemo.hub import download
+from quantasr.sources.nemo.module import CtcModel, build, fill, require_nemo, subsampling_factor
+from quantasr.sources.nemo.rewrites import rewrite
+from quantasr.sources.nemo.tokenizer import read_tokenizer
+from quantasr.speech.frontend import LogMelFrontend
+from quantasr.speech.tokenizer import CtcTokenizer
+
+# NVIDIA's names on its own hub and its models on Hugging Face's.
+_PRETRAINED = re.compile(r"nvidia/[\w.-]+|(?:[\w.-]+/)?stt_[\w.-]+|(?:QuartzNet|Jasper)[\w.-]+")
+_SKELETON = "nemo.json"
+
+
+def recognises(where: str) -> bool:
+    """Whether ``where`` is a ``.nemo`` file, a folder that one was unpacked into, or one of NVIDIA's model names."""
+    path = Path(where)
+    if path.is_dir():
+        return (path / CONFIG).is_file()
+    return where.endswith(".nemo") or (not path.exists() and _PRETRAINED.fullmatch(where) is not None)
+
+
+def load(where: str, *, revision: str | None = None, trust: bool = False) -> AsrModel:
+    """Load a CTC model with its features and tokens.
+
+    Nothing in the file is executed, whatever ``trust`` says: NeMo's own ``restore_from`` is not used. Raises
+    :class:`ModelLoadError` when anything is missing, of another kind, or not finite.
+    """
+    version = require_nemo(where)
+    place = where if Path(where).exists() else str(download(where, revision))
+    with open_archive(place) as archive:
+        config = read_config(where, archive.read(CONFIG))
+        tokenizer = read_tokenizer(archive, config)
+        state = archive.weights()
+    module = build(where, config, len(tokenizer) - 1)
+    fill(where, module, config.head, state)
+    _check_features(where, config.frontend, state)
+    provenance = {
+        "source": "nemo",
+        "model": where,
+        "revision": revision,
+        "architecture": config.model_class,
+        "encoder": config.encoder_class,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "nemo": version,
+    }
+    name = re.sub(r"\.nemo$", "", Path(where).resolve().name)
+    return _assemble(name, config, module, tokenizer, provenance)
+
+
+def rebuild(folder: Path) -> AsrModel:
+    """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights; NeMo is needed."""
+    row = json.loads((folder / _SKELETON).read_text("utf-8"))
+    frontend = {key: value for key, value in row["config"].pop("frontend").items() if key != "kind"}
+    config = NemoConfig(**{**row["config"], "frontend": LogMelFrontend(**frontend)})
+    tokenizer = CtcTokenizer.from_dict(row["tokenizer"])
+    module = build(str(folder), config, len(tokenizer) - 1)
+    return _assemble(row["name"], config, module, tokenizer, row["provenance"])
+
+
+def _assemble(
+    name: str, config: NemoConfig, module: CtcModel, tokenizer: CtcTokenizer, provenance: dict[str, Any]
+) -> AsrModel:
+    graph = CtcGraph(module)
+    skeleton = {
+        "name": name,
+        "config": {**asdict(config), "frontend": config.frontend.to_dict()},
+        "tokenizer": tokenizer.to_dict(),
+        "provenance": provenance,
+    }
+    return AsrModel(
+        name=name,
+        family=config.family,
+        module=module,
+        graph=graph,
+        frontend=config.frontend,
+        tokenizer=tokenizer,
+        padded_batches=True,
+        frame_seconds=config.frontend.hop_length * subsampling_factor(module, config) / config.frontend.sample_rate,
+        min_samples=_min_samples(graph, config.frontend, subsampling_factor(module, config)),
+        rewrite=rewrite,
+        provenance=provenance,
+        files={_SKELETON: json.dumps(skeleton, ensure_ascii=False, indent=1).encode()},
+    )
+
+
+@torch.no_grad()
+def _min_samples(graph: CtcGraph, frontend: LogMelFrontend, factor: int) -> int:
+    """The shortest wave that gives two frames of log-probs.
+
+    Not one: OpenVINO 2026.4 fuses attention into a kernel that, when its first run ever had a single frame, is wrong
+    in all runs of 16 frames and more that follow.
+    """
+    lengths = torch.arange(1, 2 * factor + 2)
+    features = torch.zeros(len(lengths), len(lengths), frontend.bins)
+    _, counts = graph(features, lengths)
+    return frontend.samples_of(int(lengths[counts >= 2][0]))
+
+
+def _check_features(where: str, frontend: LogMelFrontend, state: dict[str, Tensor]) -> None:
+    """The checkpoint's own window and mel filters must be those that its configuration describes."""
+    mine = {
+        "preprocessor.featurizer.window": frontend.window_values,
+        "preprocessor.featurizer.fb": frontend.mel_filters.T[None],
+    }
+    for key, values in mine.items():
+        stored = state.get(key)
+        if stored is None:
+            continue
+        if stored.shape != values.shape or not torch.allclose(stored.float(), torch.tensor(values), atol=1e-6):
+            raise ModelLoadError(f"{where}: {key} in its weights is not what its configuration describes")

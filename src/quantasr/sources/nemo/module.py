@@ -1,0 +1,176 @@
+"""NeMo's own encoder and CTC head, built and filled without NeMo's ``restore_from``, which would run what a file says.
+
+``restore_from`` instantiates any class that the configuration names, and reads the weights with pickle.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantasr.errors import ModelLoadError
+from quantasr.sources.nemo.config import NemoConfig
+
+# Parts that hold weights and that a CTC model does not run: features, augmentation, losses, metrics, the transducer.
+_UNUSED = ("preprocessor.", "spec_augmentation.", "loss.", "ctc_loss.", "wer.", "_wer.", "ctc_wer.", "joint.")
+
+
+class CtcModel(nn.Module):
+    """An encoder and a CTC head at the paths that they have in NeMo's model, and nothing else of it.
+
+    NeMo's model is a Lightning module with losses, metrics and augmentation, none of which runs or is exported.
+    """
+
+    def __init__(self, encoder: nn.Module, head: str, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.add_module(head, decoder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Import and use NeMo without its advice, its tracers' complaints and its warnings."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("nv_one_logger", "OneLogger"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def require_nemo(where: str) -> str:
+    """NeMo's version; raises :class:`ModelLoadError` with the command that installs it."""
+    try:
+        with quiet():
+            import nemo.collections.asr
+            from nemo.utils import logging as nemo_logging
+
+            nemo_logging.setLevel(logging.ERROR)
+    except ImportError as error:
+        missing = f" ({error.name} is missing)" if error.name and not error.name.startswith("nemo") else ""
+        raise ModelLoadError(f"{where}: NeMo models need NeMo{missing}: pip install 'quantasr[nemo]'") from None
+    version: str = nemo.__version__
+    return version
+
+
+def build(where: str, config: NemoConfig, tokens: int) -> CtcModel:
+    """The model with random weights; ``tokens`` are those without the blank."""
+    require_nemo(where)
+    from nemo.collections.asr import modules
+
+    arguments = dict(config.encoder)
+    if config.encoder_class == "ConformerEncoder":
+        norm = str(arguments.get("conv_norm_type", "batch_norm"))
+        if norm.startswith(("group_norm", "instance_norm")):
+            raise ModelLoadError(
+                f"{where}: conv_norm_type {norm} is not supported: it runs over time, and over padding"
+            )
+        # The other attention is one fused function, whose two products could not be quantized.
+        arguments["use_pytorch_sdpa"] = False
+    if arguments.get("quantize"):
+        raise ModelLoadError(f"{where}: has quantizers of NVIDIA's pytorch-quantization inside; take the float model")
+    try:
+        with quiet():
+            encoder = getattr(modules, config.encoder_class)(**arguments)
+            head = dict(config.decoder)
+            classes = head.pop("num_classes", -1)
+            decoder = modules.ConvASRDecoder(
+                **{
+                    **head,
+                    "feat_in": head.get("feat_in") or encoder._feat_out,
+                    "num_classes": classes if isinstance(classes, int) and classes > 0 else tokens,
+                    "vocabulary": None,
+                }
+            )
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        reason = str(error).split("\n", 1)[0][:200]
+        raise ModelLoadError(f"{where}: NeMo cannot build its {config.encoder_class}: {reason}") from error
+    _mend_subsampling(encoder)
+    outputs = decoder.num_classes_with_blank
+    if outputs != tokens + 1:
+        raise ModelLoadError(
+            f"{where}: its decoder has {outputs} outputs, but its tokenizer has {tokens} tokens, and a blank"
+        )
+    return CtcModel(encoder, config.head, decoder).eval()
+
+
+def _mend_subsampling(encoder: Any) -> None:
+    """Let the subsamplings run that raise in NeMo 3.0: its masking knows only two-dimensional convolutions."""
+    subsampling: Any = getattr(encoder, "pre_encode", nn.Identity())
+    for layer in subsampling.modules():
+        if isinstance(layer, nn.MaxPool2d):
+            # As a convolution has them; a frame more on the right counts the last window, which may be half.
+            layer.kernel_size, layer.stride = (2, 2), (2, 2)
+            layer.__dict__ |= {"_left_padding": 0, "_right_padding": 1}
+    if getattr(subsampling, "conv2d_subsampling", True) is False:
+        subsampling.forward = partial(_convolve_in_time, subsampling)
+
+
+def _convolve_in_time(subsampling: Any, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """``[batch, frames, bins]``, ``[batch]`` -> the same, subsampled; padding is zero in front of every layer."""
+    x = x.transpose(1, 2)
+    padding = subsampling._left_padding + subsampling._right_padding
+    for layer in subsampling.conv:
+        x = layer(x * _mask(x, lengths))
+        if getattr(layer, "stride", (1,)) != (1,):
+            spare = lengths + padding - subsampling._kernel_size
+            lengths = torch.div(spare, subsampling._stride, rounding_mode="floor") + 1
+    return (x * _mask(x, lengths)).transpose(1, 2), lengths
+
+
+def _mask(x: Tensor, lengths: Tensor) -> Tensor:
+    """``[batch, 1, frames]``: 1 for frames of the recording, 0 for padding."""
+    return (torch.arange(x.shape[-1], device=x.device)[None] < lengths[:, None])[:, None].to(x.dtype)
+
+
+def fill(where: str, model: CtcModel, head: str, state: dict[str, Tensor]) -> None:
+    """Put the weights in; raises :class:`ModelLoadError` unless they are exactly those of the model, and finite."""
+    mine = ("encoder.", f"{head}.")
+    unused = _UNUSED if head == "decoder" else (*_UNUSED, "decoder.")
+    weights = {key: value for key, value in state.items() if key.startswith(mine)}
+    wanted = model.state_dict()
+    missing = sorted(set(wanted) - set(weights))
+    if missing:
+        raise ModelLoadError(f"{where}: {len(missing)} weights are missing, the first is {missing[0]}")
+    strange = [key for key in state if key not in wanted and not key.startswith(unused)]
+    if strange:
+        raise ModelLoadError(
+            f"{where}: {len(strange)} weights belong to no part of the model, the first is {sorted(strange)[0]}"
+        )
+    for key, tensor in wanted.items():
+        found = weights[key]
+        if found.shape != tensor.shape:
+            raise ModelLoadError(
+                f"{where}: weight {key} has the shape {list(found.shape)}, but the configuration makes it "
+                f"{list(tensor.shape)}"
+            )
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise ModelLoadError(f"{where}: weight {key} has NaN or infinite values: the checkpoint is broken")
+    model.load_state_dict(weights)
+
+
+def subsampling_factor(model: Any, config: NemoConfig) -> int:
+    """Frames of features for each frame of log-probs."""
+    encoder = model.encoder
+    if config.encoder_class == "ConformerEncoder":
+        reduction = config.encoder.get("reduction_factor", 1) if config.encoder.get("reduction") else 1
+        return int(encoder.subsampling_factor * reduction)
+    factor = 1
+    for block in encoder.encoder:
+        # Each repetition in a block may have the stride, which NeMo's own count leaves out.
+        for layer in block.mconv:
+            if type(layer).__name__ == "MaskedConv1d":
+                factor *= int(layer.conv.stride[0])
+    return factor
