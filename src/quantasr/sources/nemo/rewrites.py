@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantasr.sources.nemo.conformer import rewrite_conformer
+from quantasr.sources.nemo.flat import batch_norm, flat_convolution
+
 
 def rewrite(module: nn.Module) -> None:
     """Give every part that has a better way its own ``forward``; weights and module paths stay as they are."""
@@ -16,6 +19,8 @@ def rewrite(module: nn.Module) -> None:
         part: Any = found
         if type(part).__name__ == "ConvASREncoder":
             _rewrite_convolutional(part)
+        elif type(part).__name__ == "ConformerEncoder":
+            rewrite_conformer(part)
 
 
 @dataclass
@@ -54,9 +59,9 @@ def _rewrite_convolutional(encoder: Any) -> None:
             part.forward = partial(_masked_convolution, part, masks)
         elif isinstance(part, nn.Conv1d):
             # The module is still what is called, so its input and weight still meet their quantizers.
-            part._conv_forward = partial(_flat_convolution, part)  # type: ignore[method-assign]
+            part._conv_forward = partial(flat_convolution, part)  # type: ignore[method-assign]
         elif isinstance(part, nn.BatchNorm1d):
-            part.forward = partial(_batch_norm, part)
+            part.forward = partial(batch_norm, part)
         elif name == "GroupShuffle":
             part.forward = partial(_group_shuffle, part)
         elif name == "SqueezeExcite":
@@ -84,19 +89,6 @@ def _masked_convolution(layer: Any, masks: Masks, x: Tensor, lens: Tensor) -> tu
     if layer.heads != -1:
         out = out.reshape(batch, layer.real_out_channels, 1, -1)
     return out, layer.get_seq_len(lens)
-
-
-def _flat_convolution(conv: nn.Conv1d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1-d convolution over the last axis of ``[batch, channels, 1, time]``."""
-    stride, padding, dilation = (1, *conv.stride), (0, *conv.padding), (1, *conv.dilation)
-    return nn.functional.conv2d(x, weight.unsqueeze(2), bias, stride, padding, dilation, conv.groups)
-
-
-def _batch_norm(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """As the module's own ``forward`` in evaluation, for any number of axes behind the channels."""
-    return nn.functional.batch_norm(
-        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
-    )
 
 
 def _group_shuffle(layer: Any, x: Tensor) -> Tensor:

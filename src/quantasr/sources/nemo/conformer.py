@@ -1,0 +1,210 @@
+"""NeMo's Conformer and FastConformer encoders, computed in a way that can be traced at any length and runs fast."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quantasr.sources.nemo.flat import batch_norm, flat_convolution
+
+_MASKED = -1e4
+"""What NeMo puts in place of masked scores; its exponential is 0 in every float type."""
+
+
+def rewrite_conformer(encoder: Any) -> None:
+    """Give an encoder and its parts their own ``forward``; weights, paths and results stay as they are.
+
+    NeMo keeps the encodings of 10,000 positions in a buffer, which a trace would store in the graph, chooses between
+    paths by the length at hand, and masks with selections that cost more than products and sums.
+    """
+    encoder.forward = partial(_encoder, encoder)
+    for part in encoder.modules():
+        name = type(part).__name__
+        if name == "ConvSubsampling" and part.conv2d_subsampling:
+            part.forward = partial(_convolutional_subsampling, part)
+        elif name == "StackingSubsampling":
+            part.forward = partial(_stacking_subsampling, part)
+        elif name == "ConformerConvolution":
+            _rewrite_convolution(part)
+        elif hasattr(part, "linear_q"):
+            part.forward = partial(_attention, part)
+
+
+def within(lengths: Tensor, size: int) -> Tensor:
+    """Boolean ``[batch, size]``: which positions are before the end of their row."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def _encoder(encoder: Any, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """``[batch, bins, frames]`` -> ``[batch, width, frames']``, and how many frames of each row are speech."""
+    x = audio_signal.transpose(1, 2)
+    if isinstance(encoder.pre_encode, nn.Linear):
+        x = encoder.pre_encode(x)
+    else:
+        x, length = encoder.pre_encode(x=x, lengths=length)
+    if encoder.pos_enc.xscale:
+        x = x * encoder.pos_enc.xscale
+    x, positions, bias, valid = _surroundings(encoder, x, length, first=True)
+    for index, layer in enumerate(encoder.layers):
+        x = layer(x=x, att_mask=bias, pos_emb=positions, pad_mask=valid)
+        if encoder.reduction_position == index:
+            x, length = encoder.reduction_subsampling(x=x, lengths=length)
+            x, positions, bias, valid = _surroundings(encoder, x, length, first=False)
+    if encoder.out_proj is not None:
+        x = encoder.out_proj(x)
+    if encoder.reduction_position == -1:
+        x, length = encoder.reduction_subsampling(x=x, lengths=length)
+    return x.transpose(1, 2), length.to(torch.int64)
+
+
+def _surroundings(encoder: Any, x: Tensor, length: Tensor, first: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What each layer is told of its frames: the frames, encodings of positions, bias of scores, 1 for speech.
+
+    The bias is ``[batch, 1, 1 or frames, frames]``, the mask of speech ``[batch, 1, 1, frames]``.
+    """
+    frames = x.shape[1]
+    width = encoder.pos_enc.d_model
+    time = torch.arange(frames, dtype=torch.float32, device=x.device)
+    if encoder.self_attention_model == "abs_pos":
+        positions = _sinusoids(time, width)
+        x = x + positions if first else x
+    else:  # from the farthest before a frame to the farthest behind it
+        distances = torch.arange(2 * frames - 1, dtype=torch.float32, device=x.device)
+        positions = _sinusoids((frames - 1) - distances, width)
+    valid = within(length, frames)
+    bias = (~valid)[:, None, None].to(x.dtype) * _MASKED
+    unseen = _unseen(encoder, time)
+    if unseen is not None:
+        bias = torch.minimum(bias, unseen.to(x.dtype) * _MASKED)
+    return x, positions, bias, valid[:, None, None].to(x.dtype)
+
+
+def _sinusoids(positions: Tensor, width: int) -> Tensor:
+    """``[1, positions, width]``: sines and cosines in turns (Vaswani et al., arXiv 1706.03762, section 3.5)."""
+    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(-_MASKED) / width))
+    angles = positions[:, None] * rates
+    return torch.stack((torch.sin(angles), torch.cos(angles)), -1).reshape(1, -1, width)
+
+
+def _unseen(encoder: Any, time: Tensor) -> Tensor | None:
+    """Boolean ``[frames, frames]``: what a frame (row) may not look at; None where it may look at everything."""
+    context = list(encoder.att_context_size)
+    if all(size < 0 for size in context):
+        return None
+    ahead = time[None, :] - time[:, None]
+    if encoder.self_attention_model == "rel_pos_local_attn" or encoder.att_context_style == "regular":
+        left, right = context
+        unseen = torch.zeros_like(ahead, dtype=torch.bool)
+        if left >= 0:
+            unseen = unseen | (ahead < -left)
+        return unseen | (ahead > right) if right >= 0 else unseen
+    if encoder.att_context_style == "chunked_limited":
+        left, right = context
+        if right == -1:
+            return ahead < -left
+        chunk = torch.floor(time / (right + 1))
+        chunks = chunk[:, None] - chunk[None, :]
+        # 10000 chunks back is what NeMo calls everything.
+        return (chunks < 0) | (chunks > (left // (right + 1) if left >= 0 else 10000))
+    left, size, right = context  # chunked_limited_with_rc
+    start = torch.floor(time / size)[:, None] * size
+    return (time[None, :] < start - left) | (time[None, :] > start + size - 1 + right)
+
+
+def _convolutional_subsampling(part: Any, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """``[batch, frames, bins]`` -> ``[batch, frames', width]``; masked where a convolution can see padding."""
+    x = x[:, None]
+    for layer in part.conv:
+        conv = layer if isinstance(layer, nn.Conv2d) else None
+        if conv is not None and conv.kernel_size != (1, 1):
+            x = x * within(lengths, x.shape[2])[:, None, :, None].to(x.dtype)
+        x = layer(x)
+        if conv is not None and conv.stride != (1, 1):
+            left = getattr(layer, "_left_padding", conv.padding[0])
+            right = getattr(layer, "_right_padding", conv.padding[0])
+            spare = left + right - conv.kernel_size[0]
+            lengths = torch.div(lengths + spare, conv.stride[0], rounding_mode="floor") + 1
+    return part.out(x.transpose(1, 2).flatten(2)), lengths
+
+
+def _stacking_subsampling(part: Any, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """``[batch, frames, bins]`` -> ``[batch, ceil(frames / factor), width]``; each row ends as it does alone."""
+    factor = part.subsampling_factor
+    batch, frames, bins = x.shape
+    x = x * within(lengths, frames)[:, :, None].to(x.dtype)
+    stacks = (frames + factor - 1) // factor
+    x = functional.pad(x, (0, 0, 0, factor - 1))[:, : stacks * factor]
+    if part.pre_norm is not None:
+        x = part.pre_norm(x)
+    x = part.proj_out(x.reshape(batch, stacks, bins * factor))
+    return x, torch.div(lengths + factor - 1, factor, rounding_mode="floor")
+
+
+def _attention(
+    part: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    pos_emb: Tensor | None = None,
+    pad_mask: Tensor | None = None,
+    cache: None = None,
+) -> Tensor:
+    """Attention, with relative positions where the layer has them (Dai et al., arXiv 1901.02860, section 3.3).
+
+    ``mask`` is a bias of the scores. Local attention is full attention whose bias leaves out what is far: windows are
+    short enough.
+    """
+    batch, frames, width = query.shape
+    heads, size = part.h, part.d_k
+    scale = 1.0 / part.s_d_k
+    q = part.linear_q(query).reshape(batch, frames, heads, size) * scale
+    k = part.linear_k(key).reshape(batch, frames, heads, size).permute(0, 2, 3, 1)
+    v = part.linear_v(value).reshape(batch, frames, heads, size).transpose(1, 2)
+    if hasattr(part, "linear_pos"):
+        p = part.linear_pos(pos_emb).reshape(1, 2 * frames - 1, heads, size).permute(0, 2, 3, 1)
+        scores = (q + part.pos_bias_u * scale).transpose(1, 2) @ k
+        scores = scores + _shifted((q + part.pos_bias_v * scale).transpose(1, 2) @ p)
+    else:
+        scores = q.transpose(1, 2) @ k
+    if mask is not None:
+        scores = scores + mask
+    out = torch.softmax(scores, -1) @ v
+    return part.linear_out(out.transpose(1, 2).reshape(batch, frames, width))  # type: ignore[no-any-return]
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """Scores by distance, ``[..., frames, 2 frames - 1]``, to scores by frame, ``[..., frames, frames]``.
+
+    Row ``i`` moves left by ``frames - 1 - i``. Read off as one string of numbers from the first row's middle on, rows that are one shorter begin where they should.
+    """
+    batch, heads, frames, distances = x.shape
+    flat = x.reshape(batch, heads, frames * distances)[..., frames - 1 : -1]
+    return flat.reshape(batch, heads, frames, 2 * frames - 2)[..., :frames]
+
+
+def _rewrite_convolution(part: Any) -> None:
+    part.forward = partial(_convolution, part)
+    if part.norm_type == "batch_norm":
+        part.batch_norm.forward = partial(batch_norm, part.batch_norm)
+        for conv in (part.pointwise_conv1, part.depthwise_conv, part.pointwise_conv2):
+            conv._conv_forward = partial(flat_convolution, conv)
+
+
+def _convolution(part: Any, x: Tensor, pad_mask: Tensor, cache: None = None) -> Tensor:
+    """The convolution module on ``[batch, frames, width]``; ``pad_mask`` is 1 for speech."""
+    x = x.transpose(1, 2)
+    flat = part.norm_type == "batch_norm"
+    x, mask = (x[:, :, None], pad_mask) if flat else (x, pad_mask[:, 0])
+    x = part.pointwise_conv1(x)
+    x = functional.glu(x, 1) if part.pointwise_activation == "glu_" else part.pointwise_activation(x)
+    x = part.depthwise_conv(x * mask)
+    over_channels = part.norm_type == "layer_norm"
+    x = part.batch_norm(x.transpose(1, 2)).transpose(1, 2) if over_channels else part.batch_norm(x)
+    x = part.pointwise_conv2(part.activation(x))
+    return (x[:, :, 0] if flat else x).transpose(1, 2)
