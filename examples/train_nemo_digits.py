@@ -14,7 +14,7 @@ Examples:
 
     python examples/train_nemo_digits.py quartznet --data ~/data/digits out/
     python examples/train_nemo_digits.py conformer --data ~/data/digits out/ --steps 8000
-    quantasr quantize out/quartznet.nemo ...
+    quantasr quantize out/quartznet.nemo out/int8 --calibration src/quantasr/sample/digits/calibration.jsonl
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -49,9 +48,10 @@ from digit_strings import (
     word_errors,
 )
 
+# Asked before NeMo is first imported: it complains about its own dependencies, and about telemetry that nobody wants.
+logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of NeMo's own dependencies
-    os.environ.setdefault("NEMO_LOG_LEVEL", "ERROR")
+    warnings.simplefilter("ignore")
     from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
     from nemo.utils import logging as nemo_logging
     from omegaconf import OmegaConf
@@ -60,7 +60,6 @@ LABELS = [" ", *"abcdefghijklmnopqrstuvwxyz", "'"]  # NeMo's English alphabet
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PIECES = 28  # SentencePiece: the letters, and the commonest pairs and triples of them
 RATES = {"quartznet": 3e-3, "conformer": 1.5e-3}  # the highest learning rate
-STEPS = {"quartznet": 5000, "conformer": 5000}
 SAMPLE = Path(__file__).parents[1] / "src" / "quantasr" / "sample" / "digits"
 REPORT, CHECK = 50, 200  # steps from one line to the next, from one validation and checkpoint to the next
 
@@ -298,18 +297,17 @@ def evaluate(path: Path) -> dict[str, Counts]:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=tuple(STEPS), help="which of the two")
+    parser.add_argument("model", choices=tuple(RATES), help="which of the two")
     parser.add_argument("out", type=Path, help="folder to write to; an interrupted run is resumed from it")
     parser.add_argument("--data", type=Path, required=True, help="folder of the recordings, with all.jsonl")
-    parser.add_argument("--steps", type=int, help=f"optimiser steps (default: {STEPS})")
-    parser.add_argument("--rate", type=float, help=f"highest learning rate (default: {RATES})")
+    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--rate", type=float, help="highest learning rate (default: 0.003 for quartznet, 0.0015)")
     parser.add_argument("--batch", type=int, default=16, help="strings a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of strings, weights and dropout (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads (default: %(default)s)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="train in bfloat16")
     options = parser.parse_args()
-    options.steps = options.steps or STEPS[options.model]
-    options.rate = options.rate or RATES[options.model]
+    options.rate = RATES[options.model] if options.rate is None else options.rate
     for name in ("steps", "rate", "batch", "threads"):
         if not 0 < getattr(options, name) < math.inf:
             parser.error(f"--{name} {getattr(options, name)}: must be more than 0")
