@@ -17,7 +17,7 @@ from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import AsrModel
 from quantasr.sources.huggingface.graph import CtcGraph, adapter_layers, frames_adapted
 from quantasr.sources.huggingface.rewrites import rewrite
-from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend
+from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend, frontend_from_dict
 from quantasr.speech.tokenizer import CtcTokenizer
 
 # config.json's model_type -> the family whose built-in recipes fit.
@@ -28,6 +28,7 @@ FAMILIES = {
     "data2vec-audio": "wav2vec2",
     "wav2vec2-bert": "wav2vec2_bert",
 }
+_SKELETON = "huggingface.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -43,10 +44,9 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
     Weights come from safetensors; a folder that has only pickled weights needs ``trust``. Raises
     :class:`ModelLoadError` when anything is missing, of another kind, or not finite.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise ModelLoadError("Hugging Face models need transformers: pip install 'quantasr[huggingface]'") from None
+    _require_transformers(where)
+    import transformers
+
     if Path(where).exists() and not (Path(where) / "config.json").is_file():
         raise ModelLoadError(f"{where}: not a Hugging Face model folder: it has no config.json")
     hub = {"revision": revision} if revision else {}
@@ -69,27 +69,75 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
     # A group norm runs over time: padding would change it, so such models get no mask, whatever their processor says.
     grouped = getattr(config, "feat_extract_norm", "layer") == "group"
     padded = isinstance(frontend, FbankFrontend) or (bool(extractor.return_attention_mask) and not grouped)
-    graph = CtcGraph(module, padded)
-    frame_samples = _frame_samples(config, frontend)
+    provenance = {
+        "source": "huggingface",
+        "model": where,
+        "revision": revision,
+        "architecture": type(module).__name__,
+        "model_type": config.model_type,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "transformers": transformers.__version__,
+    }
+    name = Path(where).resolve().name
+    return _assemble(name, module, frontend, _tokenizer(where, tokenizer, config.vocab_size), padded, provenance)
+
+
+def rebuild(folder: Path) -> AsrModel:
+    """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights; transformers is needed."""
+    _require_transformers(str(folder))
+    import transformers
+
+    row = json.loads((folder / _SKELETON).read_text("utf-8"))
+    with _load_errors(str(folder)), _quiet():
+        config = transformers.AutoConfig.from_pretrained(folder)
+        module = transformers.AutoModelForCTC.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    return _assemble(
+        row["name"],
+        module.eval(),
+        frontend_from_dict(row["frontend"]),
+        CtcTokenizer.from_dict(row["tokenizer"]),
+        row["padded_batches"],
+        row["provenance"],
+    )
+
+
+def _require_transformers(where: str) -> None:
+    """Raise :class:`ModelLoadError` with the command that installs transformers where it is missing."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise ModelLoadError(
+            f"{where}: Hugging Face models need transformers: pip install 'quantasr[huggingface]'"
+        ) from None
+
+
+def _assemble(
+    name: str, module: Any, frontend: Frontend, tokenizer: CtcTokenizer, padded: bool, provenance: dict[str, Any]
+) -> AsrModel:
+    skeleton = {
+        "name": name,
+        "frontend": frontend.to_dict(),
+        "tokenizer": tokenizer.to_dict(),
+        "padded_batches": padded,
+        "provenance": provenance,
+    }
+    config = json.loads(module.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)  # where it happened to lie
     return AsrModel(
-        name=Path(where).resolve().name,
-        family=FAMILIES[config.model_type],
+        name=name,
+        family=FAMILIES[module.config.model_type],
         module=module,
-        graph=graph,
+        graph=CtcGraph(module, padded),
         frontend=frontend,
-        tokenizer=_tokenizer(where, tokenizer, config.vocab_size),
+        tokenizer=tokenizer,
         padded_batches=padded,
-        frame_seconds=frame_samples / frontend.sample_rate,
-        min_samples=_min_samples(config, frontend),
+        frame_seconds=_frame_samples(module.config, frontend) / frontend.sample_rate,
+        min_samples=_min_samples(module.config, frontend),
         rewrite=rewrite,
-        provenance={
-            "source": "huggingface",
-            "model": where,
-            "revision": revision,
-            "architecture": type(module).__name__,
-            "model_type": config.model_type,
-            "parameters": sum(p.numel() for p in module.parameters()),
-            "transformers": transformers.__version__,
+        provenance=provenance,
+        files={
+            "config.json": json.dumps(config, indent=1).encode(),
+            _SKELETON: json.dumps(skeleton, ensure_ascii=False, indent=1).encode(),
         },
     )
 
