@@ -280,6 +280,8 @@ def save_half(model: EncDecCTCModel, path: Path) -> None:
     # Buffers (mel filters, statistics of batch norms) stay as they are: small, and not all of them fit float16.
     for parameter in model.parameters():
         parameter.data = parameter.data.half()
+    if "tokenizer" in model.cfg:
+        model.cfg.tokenizer.dir = None  # its files are in the .nemo file; where they were is nobody's business
     model.save_to(str(path))
 
 
