@@ -1,0 +1,108 @@
+"""PyTorch's int8 backends: what each one's kernels can and want."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from quantasr.errors import EngineError
+from quantasr.recipes.recipe import QConfig, Recipe
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The facts of one backend's default qconfig, as far as they decide a model.
+
+    ``reduce_range`` leaves activations 7 bits, because the sum of two 8-bit products saturates at 16 bits in its
+    kernels; ``unless_vnni`` says that this holds only for CPUs without VNNI. ``float_output`` tells whether its
+    kernels can give float, so that a layer before float code adds no rounding of its own.
+    """
+
+    name: str
+    reduce_range: bool = False
+    unless_vnni: bool = False
+    float_output: bool = False
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of activations on this CPU."""
+        return 7 if self.reduce_range and not (self.unless_vnni and _has_vnni()) else 8
+
+
+BACKENDS: dict[str, Backend] = {
+    "onednn": Backend("onednn", reduce_range=True, unless_vnni=True, float_output=True),
+    "x86": Backend("x86", reduce_range=True, unless_vnni=True, float_output=True),
+    "fbgemm": Backend("fbgemm", reduce_range=True),
+    "qnnpack": Backend("qnnpack"),
+}
+"""Every backend by its name. All take affine activations, one scale each, and symmetric weights per channel."""
+
+
+def find_backend(name: str) -> Backend:
+    """The backend ``name``; raises :class:`EngineError` when it is unknown or missing in this build of PyTorch."""
+    if name not in BACKENDS:
+        raise EngineError(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}, or auto")
+    there = torch.backends.quantized.supported_engines
+    if name not in there:
+        usable = ", ".join(known for known in BACKENDS if known in there) or "none"
+        raise EngineError(f"this build of PyTorch ({torch.__version__}) has no backend {name}; it has {usable}")
+    return BACKENDS[name]
+
+
+def usable_backends() -> list[str]:
+    """Backends that this build of PyTorch has."""
+    return [name for name in BACKENDS if name in torch.backends.quantized.supported_engines]
+
+
+@contextmanager
+def packing_for(backend: str) -> Iterator[None]:
+    """Let weights be packed for ``backend``; what is packed keeps it, so nothing global is needed afterwards."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = backend
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+def adapt(recipe: Recipe, backends: list[Backend]) -> tuple[Recipe, list[str]]:
+    """The recipe within what all of the ``backends`` compute, and what had to be changed.
+
+    Scales are found once; a model that is measured on several backends takes the narrowest format of them.
+    """
+    bits = min(backend.activation_bits for backend in backends)
+    notes: list[str] = []
+
+    def fit(qconfig: QConfig, where: str) -> QConfig:
+        weight, input_ = qconfig.weight, qconfig.input
+        if qconfig.mode == "static":
+            if input_.bits != bits:
+                notes.append(f"{where}: inputs in {bits} bits instead of {input_.bits}")
+                input_ = replace(input_, bits=bits)
+            if weight.bits > 8:
+                notes.append(f"{where}: weights in 8 bits instead of {weight.bits}")
+                weight = replace(weight, bits=8)
+            if not weight.symmetric:
+                notes.append(f"{where}: weights symmetric instead of affine")
+                weight = replace(weight, symmetric=True)
+            if weight.granularity == "per_group":
+                notes.append(f"{where}: weights per_channel instead of per_group")
+                weight = replace(weight, granularity="per_channel", group_size=None)
+        return replace(qconfig, weight=weight, input=input_)
+
+    defaults = fit(recipe.defaults, "defaults")
+    rules = []
+    for rule in recipe.rules:
+        asked = recipe.defaults.updated(rule.changes, f"rule {rule.match!r}")
+        fitted = fit(asked, f"rule {rule.match!r}") if asked.mode == "static" else asked
+        rules.append(replace(rule, changes=fitted.to_dict()))
+    if recipe.attention_products:
+        notes.append("attention products stay float")
+    return replace(recipe, defaults=defaults, rules=tuple(rules), attention_products=False), list(dict.fromkeys(notes))
+
+
+def _has_vnni() -> bool:
+    return bool(torch.cpu._is_vnni_supported())

@@ -1,0 +1,177 @@
+"""Turn a calibrated live model into one that runs in int8, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from quantasr.engines.torch_native.backends import Backend
+from quantasr.engines.torch_native.flow import Flow, Node
+from quantasr.engines.torch_native.kernels import StaticKernel, Weights
+from quantasr.engines.torch_native.plan import Plan, make_plan, needs_range
+from quantasr.engines.torch_native.tensors import PackedWeight, QParams
+from quantasr.engines.torch_native.trial import Trial, Trials
+from quantasr.numerics.fake_quantize import scale_and_zero_point
+from quantasr.numerics.histogram import Sample
+from quantasr.numerics.observers import Observer, observer_factory
+from quantasr.numerics.qtypes import QType
+from quantasr.numerics.quantizers import InputQuantizer
+from quantasr.quantize import Prepared, calibrate, convert
+from quantasr.sources.asr_model import evaluating
+from quantasr.speech.transcript import Waveform
+
+
+@dataclass
+class Calibrated:
+    """A live model, float again, with everything that was found out about its layers.
+
+    ``nodes`` is the flow between layers and sums; ``weights`` holds the integers of every layer with a static recipe.
+    """
+
+    module: nn.Module
+    nodes: dict[str, Node]
+    weights: dict[str, Weights]
+    inputs: dict[str, InputQuantizer]
+    outputs: dict[str, Observer] = field(default_factory=dict)
+
+    def input_params(self, backend: Backend) -> dict[str, QParams]:
+        """The formats of the layers' inputs on ``backend``."""
+        found = {}
+        for path, quantizer in self.inputs.items():
+            qtype = QType(backend.activation_bits, quantizer.qtype.symmetric)
+            found[path] = _params(quantizer.observer, qtype)
+        return found
+
+    def output_params(self, backend: Backend, name: str, relu: bool) -> QParams:
+        """The format of a node's output from its own range."""
+        return _params(self.outputs[name], QType(backend.activation_bits, symmetric=False), relu)
+
+    def plan(self, backend: Backend, skip: Iterable[str] = ()) -> Plan:
+        """Which layers run in int8 on ``backend`` and what they give, without those in ``skip``."""
+        ranges = partial(self.output_params, backend)
+        return make_plan(self.nodes, self.input_params(backend), backend, ranges, set(skip))
+
+
+@dataclass
+class Chosen:
+    """A plan whose every layer was tried, and why the others stay float."""
+
+    plan: Plan
+    reasons: dict[str, str]
+    trials: dict[str, Trial]
+
+
+def calibrate_native(
+    prepared: Prepared,
+    waves: Iterable[Waveform],
+    backends: Iterable[Backend],
+    *,
+    seconds: float = 10.0,
+    progress: bool = False,
+) -> Calibrated:
+    """Calibrate a prepared model for native execution; it is float again afterwards, its quantizers taken off.
+
+    ``seconds`` is the length of the recording on whose shapes the layers are tried. Raises what
+    :func:`quantasr.quantize.calibrate` raises.
+    """
+    module, graph = prepared.model.module, prepared.model.graph
+    static = {path: q for path, q in prepared.inputs.items() if isinstance(q, InputQuantizer)}
+    weights = {id(_original(module.get_submodule(path))): path for path in static}
+    flow = Flow(weights)
+    with evaluating(module), torch.no_grad():
+        with flow:
+            out = graph(*prepared.model.probe(seconds))
+        flow.finish(out)
+    nodes = flow.nodes
+    make = observer_factory(prepared.recipe.defaults.input_observer)
+    outputs = {
+        name: make(1) for name, node in nodes.items() if any(needs_range(node, nodes, backend) for backend in backends)
+    }
+
+    def observe(name: str, out: Tensor) -> None:
+        if name in outputs:
+            outputs[name].observe(Sample(out.detach().reshape(1, -1)))
+
+    with Flow(weights, observe):
+        calibrate(prepared, waves, progress=progress)
+    convert(prepared)
+    static = {path: q for path, q in static.items() if path in prepared.inputs}
+    found = {path: _weights(prepared, path, nodes[path].weight_shape) for path in static if path in nodes}
+    strip(prepared)
+    return Calibrated(module, nodes, found, static, outputs)
+
+
+def strip(prepared: Prepared) -> None:
+    """Take all quantizers off: the model is float, with folded norms."""
+    for path in list(prepared.hooks):
+        prepared.hooks.pop(path).remove()
+    for path in prepared.weights:
+        layer = prepared.model.module.get_submodule(path)
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+
+
+def choose(calibrated: Calibrated, backend: Backend, *, timing: bool = True) -> Chosen:
+    """Plan for ``backend``, try every layer, leave out what fails or loses, and plan again until all stay."""
+    trials = Trials(backend.name, calibrated.nodes, calibrated.weights)
+    reasons: dict[str, str] = {}
+    for path in calibrated.inputs:
+        node = calibrated.nodes.get(path)
+        if node is None or node.geometry is None:
+            reasons[path] = "it is called in a way that no kernel computes"
+    while True:
+        plan = calibrated.plan(backend, reasons)
+        tried = trials.run(plan)
+        lost = {path: reason for path, trial in tried.items() if (reason := trial.reason(timing))}
+        if not lost:
+            return Chosen(plan, reasons, tried)
+        reasons |= lost
+
+
+def install(module: nn.Module, plan: Plan, weights: Mapping[str, Weights], *, simulated: bool = False) -> None:
+    """Put the kernels of ``plan`` where the layers' weights are; the module then runs in int8 by itself.
+
+    ``simulated`` installs the same rounding computed in float.
+    """
+    for path, layer in plan.layers.items():
+        put(module.get_submodule(path), StaticKernel(layer, weights[path], plan.backend.name, simulated))
+
+
+def put(layer: nn.Module, kernel: Any, name: str = "weight") -> None:
+    """Let ``kernel`` stand for the weight ``name`` of a layer."""
+    shape = getattr(layer, name).shape
+    layer._parameters.pop(name, None)
+    layer.__dict__[name] = PackedWeight(shape, kernel)
+
+
+def _original(layer: nn.Module) -> Tensor:
+    """The parameter that a layer multiplies by while its quantizer lets it pass."""
+    if parametrize.is_parametrized(layer, "weight"):
+        original: Tensor = layer.parametrizations["weight"].original  # type: ignore[index,union-attr]
+        return original
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight
+
+
+def _weights(prepared: Prepared, path: str, shape: tuple[int, ...]) -> Weights:
+    quantizer = prepared.weights[path]
+    layer: Any = prepared.model.module.get_submodule(path)
+    channels = quantizer.integers.shape[quantizer.axis]
+    scale = quantizer.scale.reshape(-1).expand(channels) if quantizer.scale.numel() == 1 else quantizer.scale
+    bias = None if layer.bias is None else layer.bias.detach().clone()
+    return Weights(quantizer.integers.to(torch.int8).reshape(shape), scale.float().contiguous().clone(), bias)
+
+
+def _params(observer: Observer, qtype: QType, relu: bool = False) -> QParams:
+    low, high = observer.range(qtype)
+    if relu:
+        low = torch.zeros_like(low)
+    scale, zero_point = scale_and_zero_point(low, high, qtype)
+    # Symmetric integers are -127..127; all kernels take unsigned ones, where the same values lie around 128.
+    middle = 1 << (qtype.bits - 1) if qtype.signed else 0
+    return QParams(float(scale[0]), int(zero_point[0]) + middle)
