@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from quantasr.export.hoist import hoist
 from quantasr.export.lower import lower
 from quantasr.export.tidy import store_float16, tidy
 from quantasr.numerics.fake_quantize import DOMAIN
@@ -42,6 +43,7 @@ def export_quantized(prepared: Prepared) -> onnx.ModelProto:
         graph = _trace(prepared.model, custom={DOMAIN: 1})
     tidy(graph)
     lower(graph)
+    hoist(graph.graph)
     graph = _finish(graph, prepared.model)
     if prepared.recipe.float_storage == "fp16":
         store_float16(graph)

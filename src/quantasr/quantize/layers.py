@@ -14,8 +14,8 @@ from quantasr.recipes.recipe import LAYER_KINDS
 class LayerKind:
     """A kind of layer: the class that its subclasses share, and the axis of its weight that is the output channel.
 
-    ``depthwise`` kinds are convolutions in which each channel has a kernel of its own. They do little arithmetic for the
-    memory that they move, so int8 gains nothing there that it gains in other convolutions.
+    ``depthwise`` kinds are convolutions in which each channel has a kernel of its own. They do little arithmetic for
+    the memory that they move, so int8 does not gain there what it gains in other convolutions.
     """
 
     module: type[nn.Module]

@@ -29,6 +29,10 @@ def rewrite_conformer(encoder: Any) -> None:
             part.forward = partial(_convolutional_subsampling, part)
         elif name == "StackingSubsampling":
             part.forward = partial(_stacking_subsampling, part)
+        elif name == "ConformerLayer" and part.self_attention_model == "rel_pos_local_attn":
+            part.self_attention_model = (
+                "rel_pos"  # so that its attention is given the bias, which leaves out what is far
+            )
         elif name == "ConformerConvolution":
             _rewrite_convolution(part)
         elif hasattr(part, "linear_q"):
@@ -85,10 +89,13 @@ def _surroundings(encoder: Any, x: Tensor, length: Tensor, first: bool) -> tuple
 
 
 def _sinusoids(positions: Tensor, width: int) -> Tensor:
-    """``[1, positions, width]``: sines and cosines in turns (Vaswani et al., arXiv 1706.03762, section 3.5)."""
+    """``[1, positions, width]``: sines and cosines in turns (Vaswani et al., arXiv 1706.03762, section 3.5).
+
+    A cosine is a sine a quarter turn ahead: so they need not be woven together.
+    """
     rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(-_MASKED) / width))
-    angles = positions[:, None] * rates
-    return torch.stack((torch.sin(angles), torch.cos(angles)), -1).reshape(1, -1, width)
+    ahead = torch.tensor([0.0, math.pi / 2]).repeat(width // 2)
+    return torch.sin(positions[:, None] * rates.repeat_interleave(2) + ahead)[None]
 
 
 def _unseen(encoder: Any, time: Tensor) -> Tensor | None:
@@ -150,9 +157,8 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None = None,
+    mask: Tensor,
     pos_emb: Tensor | None = None,
-    pad_mask: Tensor | None = None,
     cache: None = None,
 ) -> Tensor:
     """Attention, with relative positions where the layer has them (Dai et al., arXiv 1901.02860, section 3.3).
@@ -160,28 +166,33 @@ def _attention(
     ``mask`` is a bias of the scores. Local attention is full attention whose bias leaves out what is far: windows are
     short enough.
     """
-    batch, frames, width = query.shape
-    heads, size = part.h, part.d_k
+    frames = mask.shape[-1]  # asking what is quantized for its shape would be one reader more
     scale = 1.0 / part.s_d_k
-    q = part.linear_q(query).reshape(batch, frames, heads, size) * scale
-    k = part.linear_k(key).reshape(batch, frames, heads, size).permute(0, 2, 3, 1)
-    v = part.linear_v(value).reshape(batch, frames, heads, size).transpose(1, 2)
+    # Before they are parted by heads, the scale and the bias are the last steps of the projection's kernel.
+    q = part.linear_q(query) * scale
+    k = _by_head(part.linear_k(key), frames, part).permute(0, 2, 3, 1)
+    v = _by_head(part.linear_v(value), frames, part).transpose(1, 2)
     if hasattr(part, "linear_pos"):
-        p = part.linear_pos(pos_emb).reshape(1, 2 * frames - 1, heads, size).permute(0, 2, 3, 1)
-        scores = (q + part.pos_bias_u * scale).transpose(1, 2) @ k
-        scores = scores + _shifted((q + part.pos_bias_v * scale).transpose(1, 2) @ p)
+        p = _by_head(part.linear_pos(pos_emb), 2 * frames - 1, part).permute(0, 2, 3, 1)
+        toward = _by_head(q + part.pos_bias_u.reshape(-1) * scale, frames, part).transpose(1, 2)
+        along = _by_head(q + part.pos_bias_v.reshape(-1) * scale, frames, part).transpose(1, 2)
+        scores = toward @ k + _shifted(along @ p)
     else:
-        scores = q.transpose(1, 2) @ k
-    if mask is not None:
-        scores = scores + mask
-    out = torch.softmax(scores, -1) @ v
-    return part.linear_out(out.transpose(1, 2).reshape(batch, frames, width))  # type: ignore[no-any-return]
+        scores = _by_head(q, frames, part).transpose(1, 2) @ k
+    out = torch.softmax(scores + mask, -1) @ v
+    return part.linear_out(out.transpose(1, 2).reshape(-1, frames, part.h * part.d_k))  # type: ignore[no-any-return]
+
+
+def _by_head(x: Tensor, frames: int, part: Any) -> Tensor:
+    """``[batch, frames, width]`` -> ``[batch, frames, heads, size]``."""
+    return x.reshape(-1, frames, part.h, part.d_k)
 
 
 def _shifted(x: Tensor) -> Tensor:
     """Scores by distance, ``[..., frames, 2 frames - 1]``, to scores by frame, ``[..., frames, frames]``.
 
-    Row ``i`` moves left by ``frames - 1 - i``. Read off as one string of numbers from the first row's middle on, rows that are one shorter begin where they should.
+    Row ``i`` moves left by ``frames - 1 - i``. Read off as one string of numbers from the first row's middle on, rows
+    that are one shorter begin where they should.
     """
     batch, heads, frames, distances = x.shape
     flat = x.reshape(batch, heads, frames * distances)[..., frames - 1 : -1]
@@ -198,13 +209,13 @@ def _rewrite_convolution(part: Any) -> None:
 
 def _convolution(part: Any, x: Tensor, pad_mask: Tensor, cache: None = None) -> Tensor:
     """The convolution module on ``[batch, frames, width]``; ``pad_mask`` is 1 for speech."""
-    x = x.transpose(1, 2)
     flat = part.norm_type == "batch_norm"
-    x, mask = (x[:, :, None], pad_mask) if flat else (x, pad_mask[:, 0])
+    x, mask = (x.unsqueeze(1).permute(0, 3, 1, 2), pad_mask) if flat else (x.transpose(1, 2), pad_mask[:, 0])
     x = part.pointwise_conv1(x)
     x = functional.glu(x, 1) if part.pointwise_activation == "glu_" else part.pointwise_activation(x)
     x = part.depthwise_conv(x * mask)
     over_channels = part.norm_type == "layer_norm"
     x = part.batch_norm(x.transpose(1, 2)).transpose(1, 2) if over_channels else part.batch_norm(x)
     x = part.pointwise_conv2(part.activation(x))
-    return (x[:, :, 0] if flat else x).transpose(1, 2)
+    # With the channels innermost, as they are, this order of the axes moves nothing.
+    return x.permute(0, 2, 3, 1).squeeze(1) if flat else x.transpose(1, 2)
