@@ -40,6 +40,19 @@ def tiny_hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 
 @pytest.fixture(scope="session")
+def tiny_nemo_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The `.nemo` file of a tiny NeMo model by its name in :data:`tiny_nemo.VARIANTS`, made once. Read it only."""
+
+    @cache
+    def file(name: str) -> Path:
+        import tiny_nemo
+
+        return tiny_nemo.save(name, tmp_path_factory.mktemp(name))
+
+    return file
+
+
+@pytest.fixture(scope="session")
 def sample_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The artifact of the sample by a built-in recipe's name (default, fast), made once. Read it only."""
 

@@ -162,9 +162,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "fastconformer-conv1d": _fast_conformer(subsampling="dw_striding_conv1d"),
     "fastconformer-no-bias": _fast_conformer(use_bias=False),
     "fastconformer-local": _fast_conformer(self_attention_model="rel_pos_local_attn", att_context_size=[8, 8]),
-    "fastconformer-global-tokens": _fast_conformer(
-        self_attention_model="rel_pos_local_attn", att_context_size=[8, 8], global_tokens=2, global_tokens_spacing=3
-    ),
     "fastconformer-streaming": _fast_conformer(**_STREAMING),
 }
 """Name -> the encoder's configuration."""

@@ -20,7 +20,7 @@ def download(name: str, revision: str | None) -> Path:
         with quiet():
             return _from_hugging_face(name, revision) if "/" in name else _from_nvidia(name)
     except (OSError, ValueError, RuntimeError, LookupError) as error:
-        reason = str(error).split("\n", 1)[0][:200]
+        reason = str(error).strip().split("\n", 1)[0][:200]
         raise ModelLoadError(
             f"{name}: no such file or folder, and no pretrained model could be fetched by that name: {reason}"
         ) from None
@@ -28,8 +28,15 @@ def download(name: str, revision: str | None) -> Path:
 
 def _from_hugging_face(name: str, revision: str | None) -> Path:
     import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    files = [file for file in hub.list_repo_files(name, revision=revision) if file.endswith(".nemo")]
+    file = f"{name.rsplit('/', 1)[-1]}.nemo"
+    try:
+        return Path(hub.hf_hub_download(name, file, revision=revision))
+    except LocalEntryNotFoundError:  # without network, and not in the cache
+        raise
+    except EntryNotFoundError:
+        files = [file for file in hub.list_repo_files(name, revision=revision) if file.endswith(".nemo")]
     if len(files) != 1:
         raise ValueError(f"its repository has {len(files) or 'no'} .nemo files")
     return Path(hub.hf_hub_download(name, files[0], revision=revision))

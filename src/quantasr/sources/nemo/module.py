@@ -77,6 +77,8 @@ def build(where: str, config: NemoConfig, tokens: int) -> CtcModel:
             raise ModelLoadError(
                 f"{where}: conv_norm_type {norm} is not supported: it runs over time, and over padding"
             )
+        if arguments.get("global_tokens"):
+            raise ModelLoadError(f"{where}: attention with global tokens is not supported: it reads padding")
         # The other attention is one fused function, whose two products could not be quantized.
         arguments["use_pytorch_sdpa"] = False
     if arguments.get("quantize"):
@@ -107,13 +109,18 @@ def build(where: str, config: NemoConfig, tokens: int) -> CtcModel:
 
 
 def _mend_subsampling(encoder: Any) -> None:
-    """Let the subsamplings run that raise in NeMo 3.0: its masking knows only two-dimensional convolutions."""
+    """Let the subsamplings run that raise in NeMo 3.0, and stacking give each row of a batch what it gets alone.
+
+    NeMo 3.0's masking knows only two-dimensional convolutions, and its stacking counts frames by the longest row.
+    """
     subsampling: Any = getattr(encoder, "pre_encode", nn.Identity())
     for layer in subsampling.modules():
         if isinstance(layer, nn.MaxPool2d):
             # As a convolution has them; a frame more on the right counts the last window, which may be half.
             layer.kernel_size, layer.stride = (2, 2), (2, 2)
             layer.__dict__ |= {"_left_padding": 0, "_right_padding": 1}
+    if type(subsampling).__name__ == "StackingSubsampling":
+        subsampling.forward = partial(_stack_frames, subsampling)
     if getattr(subsampling, "conv2d_subsampling", True) is False:
         subsampling.forward = partial(_convolve_in_time, subsampling)
 
@@ -128,6 +135,19 @@ def _convolve_in_time(subsampling: Any, x: Tensor, lengths: Tensor) -> tuple[Ten
             spare = lengths + padding - subsampling._kernel_size
             lengths = torch.div(spare, subsampling._stride, rounding_mode="floor") + 1
     return (x * _mask(x, lengths)).transpose(1, 2), lengths
+
+
+def _stack_frames(subsampling: Any, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """``[batch, frames, bins]``, ``[batch]`` -> the same, subsampled; last frames that fill no stack are left out.
+
+    So they are in NeMo, whose preprocessor adds a frame of padding to each recording: its count is rounded down.
+    """
+    factor = subsampling.subsampling_factor
+    x = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % factor))
+    if subsampling.pre_norm is not None:
+        x = subsampling.pre_norm(x)
+    stacks = x.reshape(len(x), x.shape[1] // factor, -1)
+    return subsampling.proj_out(stacks), torch.div(lengths, factor, rounding_mode="floor")
 
 
 def _mask(x: Tensor, lengths: Tensor) -> Tensor:
