@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import os
+import tarfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import yaml
 from tiny_hf import speech
 
 # Asked before NeMo is first imported: its loggers otherwise complain about exporters that nobody asked for.
@@ -259,12 +262,15 @@ def model_class(row: dict[str, Any]) -> Any:
     return models.EncDecCTCModelBPE if bpe else models.EncDecCTCModel
 
 
-def build(name: str, folder: Path, **changes: Any) -> Any:
-    """NeMo's own model of the variant called ``name``, random weights, seed 0; ``folder`` takes its tokenizer."""
+def build(name: str, folder: Path, pieces: Path | None = None, **changes: Any) -> Any:
+    """NeMo's own model of the variant called ``name``, random weights, seed 0.
+
+    ``pieces`` is the folder of a SentencePiece model; one is made in ``folder`` otherwise, if the variant needs it.
+    """
     from omegaconf import OmegaConf
 
-    row = config(name, folder / "tokenizer", **changes)
-    if row.get("tokenizer", {}).get("dir") == str(folder / "tokenizer") and not (folder / "tokenizer").exists():
+    row = config(name, pieces or folder / "tokenizer", **changes)
+    if "tokenizer" in row and pieces is None:
         sentencepiece_folder(folder / "tokenizer")
     silence()
     torch.manual_seed(0)
@@ -304,11 +310,11 @@ def spread_tokens(model: Any) -> None:
     head.bias.copy_(torch.randn(len(weight)) - weight @ rows.mean(0))
 
 
-def save(name: str, folder: Path, **changes: Any) -> Path:
+def save(name: str, folder: Path, pieces: Path | None = None, **changes: Any) -> Path:
     """Write the variant called ``name`` as ``folder/<name>.nemo`` with NeMo's own ``save_to``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.nemo"
-    build(name, folder, **changes).save_to(str(path))
+    build(name, folder, pieces, **changes).save_to(str(path))
     return path
 
 
@@ -325,3 +331,31 @@ def silence() -> None:
     from nemo.utils import logging as nemo_logging
 
     nemo_logging.setLevel(logging.CRITICAL)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The files in a `.nemo`, by name."""
+    with tarfile.open(path) as tar:
+        return {
+            member.name.removeprefix("./"): file.read()
+            for member in tar
+            if member.isfile() and (file := tar.extractfile(member)) is not None
+        }
+
+
+def pack(files: dict[str, bytes], path: Path, mode: Literal["w:", "w:gz"] = "w:") -> Path:
+    """Write files as a `.nemo`."""
+    with tarfile.open(path, mode) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def edited(path: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a `.nemo` whose configuration was changed in place."""
+    files = contents(path)
+    row = yaml.safe_load(files["model_config.yaml"])
+    change(row)
+    return pack({**files, "model_config.yaml": yaml.safe_dump(row, sort_keys=False).encode()}, target)

@@ -17,7 +17,7 @@ from quantasr.sources.nemo.archive import CONFIG, open_archive
 from quantasr.sources.nemo.config import NemoConfig, read_config
 from quantasr.sources.nemo.graph import CtcGraph
 from quantasr.sources.nemo.hub import download
-from quantasr.sources.nemo.module import CtcModel, build, fill, require_nemo, subsampling_factor
+from quantasr.sources.nemo.module import CtcModel, build, fill, fits, require_nemo, subsampling_factor
 from quantasr.sources.nemo.rewrites import rewrite
 from quantasr.sources.nemo.tokenizer import read_tokenizer
 from quantasr.speech.frontend import LogMelFrontend
@@ -78,6 +78,9 @@ def _assemble(
     name: str, config: NemoConfig, module: CtcModel, tokenizer: CtcTokenizer, provenance: dict[str, Any]
 ) -> AsrModel:
     graph = CtcGraph(module)
+    factor = subsampling_factor(module, config)
+    with fits(provenance["model"], config):
+        min_samples = _min_samples(graph, config.frontend, factor)
     skeleton = {
         "name": name,
         "config": {**asdict(config), "frontend": config.frontend.to_dict()},
@@ -92,8 +95,8 @@ def _assemble(
         frontend=config.frontend,
         tokenizer=tokenizer,
         padded_batches=True,
-        frame_seconds=config.frontend.hop_length * subsampling_factor(module, config) / config.frontend.sample_rate,
-        min_samples=_min_samples(graph, config.frontend, subsampling_factor(module, config)),
+        frame_seconds=config.frontend.hop_length * factor / config.frontend.sample_rate,
+        min_samples=min_samples,
         rewrite=rewrite,
         provenance=provenance,
         files={_SKELETON: json.dumps(skeleton, ensure_ascii=False, indent=1).encode()},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import sys
 import tarfile
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -59,7 +61,9 @@ class NemoArchive:
         with self._open(WEIGHTS) as file, self._seekable(file) as seekable:
             _refuse_compressed(self.where, seekable)
             try:
-                state: Any = torch.load(seekable, map_location="cpu", weights_only=True)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about files that PyTorch did not write
+                    state: Any = torch.load(seekable, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
                 raise ModelLoadError(
                     f"{self.where}: {WEIGHTS} is damaged, or holds more than tensors, which could run code"
@@ -110,7 +114,7 @@ def open_archive(where: str) -> Iterator[NemoArchive]:
     with _one_line(where):
         with path.open("rb") as file:
             gzipped = file.read(2) == _GZIP
-        limit = path.stat().st_size * (_MAX_RATIO if gzipped else 1)
+        limit = path.stat().st_size * _MAX_RATIO if gzipped else sys.maxsize
         with tarfile.open(path, "r:gz" if gzipped else "r:") as tar:
             yield NemoArchive(where, _members(where, tar, limit), tar, gzipped)
 

@@ -43,11 +43,12 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         for name in ("nv_one_logger", "OneLogger"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
 
 
 def require_nemo(where: str) -> str:
@@ -63,6 +64,26 @@ def require_nemo(where: str) -> str:
         raise ModelLoadError(f"{where}: NeMo models need NeMo{missing}: pip install 'quantasr[nemo]'") from None
     version: str = nemo.__version__
     return version
+
+
+@contextmanager
+def fits(where: str, config: NemoConfig) -> Iterator[None]:
+    """Say in one line that NeMo's classes cannot do with what a configuration gives them."""
+    try:
+        with quiet():
+            yield
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        AssertionError,
+        MemoryError,
+    ) as error:
+        reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
+        raise ModelLoadError(f"{where}: NeMo cannot build or run its {config.encoder_class}: {reason}") from error
 
 
 def build(where: str, config: NemoConfig, tokens: int) -> CtcModel:
@@ -83,22 +104,18 @@ def build(where: str, config: NemoConfig, tokens: int) -> CtcModel:
         arguments["use_pytorch_sdpa"] = False
     if arguments.get("quantize"):
         raise ModelLoadError(f"{where}: has quantizers of NVIDIA's pytorch-quantization inside; take the float model")
-    try:
-        with quiet():
-            encoder = getattr(modules, config.encoder_class)(**arguments)
-            head = dict(config.decoder)
-            classes = head.pop("num_classes", -1)
-            decoder = modules.ConvASRDecoder(
-                **{
-                    **head,
-                    "feat_in": head.get("feat_in") or encoder._feat_out,
-                    "num_classes": classes if isinstance(classes, int) and classes > 0 else tokens,
-                    "vocabulary": None,
-                }
-            )
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
-        reason = str(error).split("\n", 1)[0][:200]
-        raise ModelLoadError(f"{where}: NeMo cannot build its {config.encoder_class}: {reason}") from error
+    with fits(where, config):
+        encoder = getattr(modules, config.encoder_class)(**arguments)
+        head = dict(config.decoder)
+        classes = head.pop("num_classes", -1)
+        decoder = modules.ConvASRDecoder(
+            **{
+                **head,
+                "feat_in": head.get("feat_in") or encoder._feat_out,
+                "num_classes": classes if isinstance(classes, int) and classes > 0 else tokens,
+                "vocabulary": None,
+            }
+        )
     _mend_subsampling(encoder)
     outputs = decoder.num_classes_with_blank
     if outputs != tokens + 1:
