@@ -49,6 +49,6 @@ def _candidates(nodes: list[onnx.NodeProto], outputs: set[str]) -> Iterator[_Tri
             continue
         behind = readers.get(quantize.output[0], [])
         between = {layout.output[0], quantize.output[0]}
-        if len(behind) == len(readers[layout.output[0]]) == 1 and not outputs & {*between, behind[0].output[0]}:
-            if behind[0].op_type == "DequantizeLinear":
-                yield layout, quantize, behind[0]
+        alone = len(behind) == len(readers[layout.output[0]]) == 1
+        if alone and behind[0].op_type == "DequantizeLinear" and not outputs & {*between, behind[0].output[0]}:
+            yield layout, quantize, behind[0]

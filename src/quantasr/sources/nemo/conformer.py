@@ -100,7 +100,7 @@ def _sinusoids(positions: Tensor, width: int) -> Tensor:
 
 def _unseen(encoder: Any, time: Tensor) -> Tensor | None:
     """Boolean ``[frames, frames]``: what a frame (row) may not look at; None where it may look at everything."""
-    context = list(encoder.att_context_size)
+    context: list[int] = list(encoder.att_context_size)
     if all(size < 0 for size in context):
         return None
     ahead = time[None, :] - time[:, None]
@@ -127,15 +127,14 @@ def _convolutional_subsampling(part: Any, x: Tensor, lengths: Tensor) -> tuple[T
     """``[batch, frames, bins]`` -> ``[batch, frames', width]``; masked where a convolution can see padding."""
     x = x[:, None]
     for layer in part.conv:
-        conv = layer if isinstance(layer, nn.Conv2d) else None
+        conv: Any = layer if isinstance(layer, nn.Conv2d) else None
         if conv is not None and conv.kernel_size != (1, 1):
             x = x * within(lengths, x.shape[2])[:, None, :, None].to(x.dtype)
         x = layer(x)
         if conv is not None and conv.stride != (1, 1):
-            left = getattr(layer, "_left_padding", conv.padding[0])
-            right = getattr(layer, "_right_padding", conv.padding[0])
-            spare = left + right - conv.kernel_size[0]
-            lengths = torch.div(lengths + spare, conv.stride[0], rounding_mode="floor") + 1
+            # A causal convolution pads by itself.
+            padded = conv._left_padding + conv._right_padding if hasattr(conv, "_left_padding") else 2 * conv.padding[0]
+            lengths = torch.div(lengths + padded - conv.kernel_size[0], conv.stride[0], rounding_mode="floor") + 1
     return part.out(x.transpose(1, 2).flatten(2)), lengths
 
 

@@ -53,14 +53,15 @@ def _rewrite_convolutional(encoder: Any) -> None:
         return  # adapters are linear layers over three axes
     masks = Masks()
     encoder.forward = partial(_convolutional_encoder, encoder, masks)
-    for part in encoder.modules():
+    for found in encoder.modules():
+        part: Any = found
         name = type(part).__name__
         if name == "MaskedConv1d":
             part.forward = partial(_masked_convolution, part, masks)
-        elif isinstance(part, nn.Conv1d):
+        elif isinstance(found, nn.Conv1d):
             # The module is still what is called, so its input and weight still meet their quantizers.
-            part._conv_forward = partial(flat_convolution, part)  # type: ignore[method-assign]
-        elif isinstance(part, nn.BatchNorm1d):
+            part._conv_forward = partial(flat_convolution, part)
+        elif isinstance(found, nn.BatchNorm1d):
             part.forward = partial(batch_norm, part)
         elif name == "GroupShuffle":
             part.forward = partial(_group_shuffle, part)
