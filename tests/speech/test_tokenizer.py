@@ -123,9 +123,29 @@ def test_words_joined_make_the_text() -> None:
     assert tokenizer.join(word.text for word in words) == "ab c."
 
 
+def test_punctuation_takes_the_space_before_it_and_joins_the_word() -> None:
+    tokens = ("▁yes", "▁", ".", "▁'", "s", "▁no", "<blank>")
+    tokenizer = CtcTokenizer(tokens, 6, None, frozenset({6}), kind="pieces", skip_special=True, punctuation=".'")
+    ids, starts, ends = [0, 1, 2, 5, 3, 4], [0, 2, 3, 5, 7, 8], [1, 3, 4, 6, 8, 9]
+    assert tokenizer.decode(ids) == "yes. no's"
+    assert tokenizer.words(ids, starts, ends) == (("yes.", 0, 4), ("no's", 5, 9))
+    assert tokenizer.join(["yes", ".", "no"]) == "yes. no"
+    assert tokenizer.decode([1, 2, 0]) == ". yes", "at the beginning there is no word to join"
+
+
+def test_bytes_are_put_together_to_characters() -> None:
+    tokens = ("▁a", "<0xC3>", "<0x9F>", "b", "▁c", "<blank>")
+    tokenizer = CtcTokenizer(tokens, 5, None, frozenset({5}), kind="pieces", skip_special=True, byte_fallback=True)
+    ids = [0, 1, 2, 3, 4, 1]
+    assert tokenizer.decode(ids) == "aßb c\ufffd", "a byte alone is no character"
+    assert tokenizer.words(ids, [0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]) == (("aßb", 0, 7), ("c\ufffd", 8, 11))
+    spelt = CtcTokenizer(tokens, 5, None, frozenset({5}), kind="pieces")
+    assert spelt.decode([0, 1]) == "a<0xC3>", "other models may have such a token in its own right"
+
+
 @pytest.mark.parametrize("kind", ["characters", "pieces"])
 def test_round_trip_through_json(kind: str) -> None:
-    tokenizer = CtcTokenizer(("▁a", "|", "ß"), 1, None, frozenset({0, 1}), True, kind, "<unk>", "_", True, True)
+    tokenizer = CtcTokenizer(("▁a", "|", "ß"), 1, None, frozenset({0, 1}), True, kind, "<unk>", "_", True, True, ".", True)
     assert CtcTokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
 
 
