@@ -10,14 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import peers
-from rich.console import Console
-from rich.table import Table
+from compare import RATE, Figure, calibration_speech, on_engine, report, size_of, ten_seconds
 
 from quantasr.artifact import Artifact
 from quantasr.cli.output import say
@@ -28,30 +24,10 @@ from quantasr.measure.footprint import footprint
 from quantasr.measure.latency import Timing, ratio, time_interleaved
 from quantasr.measure.original import load_original
 from quantasr.pipeline import quantize
-from quantasr.runtime import ArtifactTranscriber, EngineAcousticModel
+from quantasr.runtime import ArtifactTranscriber
 from quantasr.sources import AsrModel, load_model
-from quantasr.speech.ctc import CtcTranscriber
-from quantasr.speech.manifest import Utterance, read_manifest, write_manifest
+from quantasr.speech.manifest import Utterance
 from quantasr.speech.transcript import Transcriber, Waveform
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-RATE = 16000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured figure and the bar that it must reach."""
-
-    name: str
-    value: float
-    bar: float
-    at_most: bool = True
-    note: str = ""
-
-    @property
-    def met(self) -> bool:
-        """Whether the bar is reached."""
-        return self.value <= self.bar if self.at_most else self.value >= self.bar
 
 
 def random_base(folder: Path) -> Path:
@@ -67,46 +43,6 @@ def random_base(folder: Path) -> Path:
     Wav2Vec2CTCTokenizer(folder / "vocab.json").save_pretrained(folder)
     Wav2Vec2FeatureExtractor(return_attention_mask=False, do_normalize=True).save_pretrained(folder)
     return folder
-
-
-def calibration_speech(folder: Path, count: int) -> list[Utterance]:
-    """Real speech where the shared data is there; noise, and a word about it, where it is not."""
-    manifest = SHARED / "speechocean762" / "train.jsonl"
-    if manifest.is_file():
-        return read_manifest(manifest)[:count]
-    import soundfile
-
-    say(f"{manifest} is missing: calibrating on noise, so parity figures mean little")
-    rng = np.random.default_rng(1)
-    rows = []
-    for i in range(count):
-        soundfile.write(folder / f"noise{i}.wav", rng.normal(0, 0.1, 4 * RATE), RATE)
-        rows.append(Utterance(f"noise{i}", folder / f"noise{i}.wav", None))
-    write_manifest(rows, folder / "noise.jsonl")
-    return read_manifest(folder / "noise.jsonl")
-
-
-def ten_seconds() -> Waveform:
-    """10 s of real speech, or noise where the shared data is missing."""
-    manifest = SHARED / "speechocean762" / "test.jsonl"
-    if not manifest.is_file():
-        return np.random.default_rng(0).normal(0, 0.1, 10 * RATE).astype(np.float32)
-    waves = [u.load(RATE) for u in read_manifest(manifest)[:5]]
-    return np.concatenate(waves)[: 10 * RATE]
-
-
-def on_engine(model: AsrModel, graph: Path, engine: str, compute: str, threads: int, label: str) -> CtcTranscriber:
-    """Any graph of this model on an engine, as a recogniser."""
-    loaded = load_engine(engine, graph, EngineOptions(threads, compute))
-    return CtcTranscriber(
-        EngineAcousticModel(loaded, model.padded_batches),
-        model.frontend,
-        model.tokenizer,
-        name=label,
-        frame_seconds=model.frame_seconds,
-        min_samples=model.min_samples,
-        chunk_seconds=0,
-    )
 
 
 def build(folder: Path, utterances: list[Utterance]) -> tuple[AsrModel, dict[str, Path], dict[str, Artifact]]:
@@ -180,7 +116,7 @@ def figures(
         found = ratio(best, base)
         rows.append(Figure(name, found.median, bar, note=f"{found} {label}"))
     fast = artifacts["fast"]
-    rows.append(Figure("artifact ÷ float export, size (fast)", fast.size / _size(graphs["our float"]), 0.27))
+    rows.append(Figure("artifact ÷ float export, size (fast)", fast.size / size_of(graphs["our float"]), 0.27))
     with tempfile.TemporaryDirectory() as folder:
         audio = str(Path(folder) / "speech.wav")
         soundfile.write(audio, wave, RATE, subtype="PCM_16")
@@ -210,11 +146,6 @@ def figures(
     return rows
 
 
-def _size(graph: Path) -> int:
-    """Bytes of a graph and of the weights beside it."""
-    return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
-
-
 def main() -> None:
     """Build, time, and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -232,33 +163,8 @@ def main() -> None:
         found = time_interleaved(list(systems.values()), wave, rounds=arguments.rounds)
         timings = dict(zip(systems, found, strict=True))
         systems.clear()
-        report(timings, figures(timings, graphs, artifacts, arguments.threads, wave), arguments.threads)
-
-
-def report(timings: dict[str, Timing], rows: list[Figure], threads: int) -> None:
-    """Print both tables."""
-    base: Any = timings["PyTorch fp32"]
-    table = Table(title=f"Wav2Vec2-base, 10 s, batch 1, {threads} threads, {len(base.seconds)} turns interleaved")
-    for column in ("system", "p50", "p95", "RTF", "time ÷ PyTorch fp32 [quartiles]"):
-        table.add_column(column, justify="left" if column == "system" else "right")
-    for name, timing in sorted(timings.items(), key=lambda row: -row[1].p50):
-        against = str(ratio(timing, base)).replace("[", r"\[")
-        table.add_row(name, f"{timing.p50 * 1e3:.0f} ms", f"{timing.p95 * 1e3:.0f} ms", f"{timing.rtf:.4f}", against)
-    bars = Table(title="Bars")
-    for column in ("figure", "measured", "bar", "met", "note"):
-        bars.add_column(column)
-    for row in rows:
-        sign = "≤" if row.at_most else "≥"
-        bars.add_row(
-            row.name,
-            f"{row.value:.4g}",
-            f"{sign} {row.bar:g}",
-            "yes" if row.met else "NO",
-            row.note.replace("[", r"\["),
-        )
-    console = Console(width=150)
-    console.print(table)
-    console.print(bars)
+        title = f"Wav2Vec2-base, 10 s, batch 1, {arguments.threads} threads"
+        report(title, timings, figures(timings, graphs, artifacts, arguments.threads, wave))
 
 
 if __name__ == "__main__":

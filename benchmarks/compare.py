@@ -1,0 +1,110 @@
+"""What the benchmarks of speed share: speech, systems, figures beside their bars, and the two tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from quantasr.cli.output import say
+from quantasr.engines import EngineOptions, load_engine
+from quantasr.measure.latency import Timing, ratio
+from quantasr.runtime import EngineAcousticModel
+from quantasr.sources import AsrModel
+from quantasr.speech.ctc import CtcTranscriber
+from quantasr.speech.manifest import Utterance, read_manifest, write_manifest
+from quantasr.speech.transcript import Waveform
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+RATE = 16000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure and the bar that it must reach."""
+
+    name: str
+    value: float
+    bar: float
+    at_most: bool = True
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the bar is reached."""
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+
+def calibration_speech(folder: Path, count: int) -> list[Utterance]:
+    """Real speech where the shared data is there; noise, and a word about it, where it is not."""
+    manifest = SHARED / "speechocean762" / "train.jsonl"
+    if manifest.is_file():
+        return read_manifest(manifest)[:count]
+    import soundfile
+
+    say(f"{manifest} is missing: calibrating on noise, so parity figures mean little")
+    rng = np.random.default_rng(1)
+    rows = []
+    for i in range(count):
+        soundfile.write(folder / f"noise{i}.wav", rng.normal(0, 0.1, 4 * RATE), RATE)
+        rows.append(Utterance(f"noise{i}", folder / f"noise{i}.wav", None))
+    write_manifest(rows, folder / "noise.jsonl")
+    return read_manifest(folder / "noise.jsonl")
+
+
+def ten_seconds() -> Waveform:
+    """10 s of real speech, or noise where the shared data is missing."""
+    manifest = SHARED / "speechocean762" / "test.jsonl"
+    if not manifest.is_file():
+        return np.random.default_rng(0).normal(0, 0.1, 10 * RATE).astype(np.float32)
+    waves = [u.load(RATE) for u in read_manifest(manifest)[:5]]
+    return np.concatenate(waves)[: 10 * RATE]
+
+
+def on_engine(model: AsrModel, graph: Path, engine: str, compute: str, threads: int, label: str) -> CtcTranscriber:
+    """Any graph of this model on an engine, as a recogniser."""
+    loaded = load_engine(engine, graph, EngineOptions(threads, compute))
+    return CtcTranscriber(
+        EngineAcousticModel(loaded, model.padded_batches),
+        model.frontend,
+        model.tokenizer,
+        name=label,
+        frame_seconds=model.frame_seconds,
+        min_samples=model.min_samples,
+        chunk_seconds=0,
+    )
+
+
+def size_of(graph: Path) -> int:
+    """Bytes of a graph and of the weights beside it."""
+    return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
+
+
+def report(title: str, timings: dict[str, Timing], rows: list[Figure]) -> None:
+    """Print every system, slowest first, beside PyTorch fp32; then each figure beside its bar."""
+    base: Any = timings["PyTorch fp32"]
+    table = Table(title=f"{title}, {len(base.seconds)} turns interleaved")
+    for column in ("system", "p50", "p95", "RTF", "time ÷ PyTorch fp32 [quartiles]"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for name, timing in sorted(timings.items(), key=lambda row: -row[1].p50):
+        against = str(ratio(timing, base)).replace("[", r"\[")
+        table.add_row(name, f"{timing.p50 * 1e3:.0f} ms", f"{timing.p95 * 1e3:.0f} ms", f"{timing.rtf:.4f}", against)
+    bars = Table(title="Bars")
+    for column in ("figure", "measured", "bar", "met", "note"):
+        bars.add_column(column)
+    for row in rows:
+        sign = "≤" if row.at_most else "≥"
+        bars.add_row(
+            row.name,
+            f"{row.value:.4g}",
+            f"{sign} {row.bar:g}",
+            "yes" if row.met else "NO",
+            row.note.replace("[", r"\["),
+        )
+    console = Console(width=150)
+    console.print(table)
+    console.print(bars)
