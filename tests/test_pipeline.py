@@ -186,7 +186,7 @@ def test_a_folder_that_is_no_artifact_is_never_replaced(
     assert (output / "thesis.tex").read_text("utf-8") == "three years"
 
 
-@pytest.mark.parametrize("step", ["calibrate", "convert", "export_quantized", "save_graph", "fingerprints"])
+@pytest.mark.parametrize("step", ["calibrate", "convert", "export_quantized", "save_graph", "write_parts"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ArtifactError])
 def test_a_failure_at_any_step_leaves_nothing(
     error: type[BaseException],

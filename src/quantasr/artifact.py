@@ -7,6 +7,13 @@ layers.json       what was done with each layer, and why some stayed float
 calibration.json  fingerprints of the calibration speech
 recipe.toml       the recipe, ready to be edited and used again
 
+A model for PyTorch's own int8 has, in the place of the graph:
+
+native.json         the layers in int8 and their formats, and what the model is built again from
+model.safetensors   integers, scales, and the float rest
+
+and beside them the files that its source builds the model from, without weights.
+
 docs/artifact.md describes every field.
 """
 
@@ -37,6 +44,8 @@ FORMAT = 1
 MANIFEST = "artifact.json"
 GRAPH = "graph.onnx"
 WEIGHTS = "graph.onnx.data"
+NATIVE = "native.json"
+TENSORS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 LAYERS = "layers.json"
 CALIBRATION = "calibration.json"
@@ -72,14 +81,19 @@ class Artifact:
         return self.folder / GRAPH
 
     @property
+    def native(self) -> bool:
+        """Whether it runs in PyTorch and has no graph."""
+        return NATIVE in self.files
+
+    @property
     def engine(self) -> str:
-        """The engine that the recipe asks for, or ``auto``."""
-        return str(self.recipe.get("engine", "auto"))
+        """The engine that the recipe asks for, or ``auto``; ``torch:`` and a backend's name where it is native."""
+        return str(self.provenance["engine"] if self.native else self.recipe.get("engine", "auto"))
 
     @property
     def compute(self) -> str:
-        """The compute type of the float rest that the recipe asks for, or ``auto``."""
-        return str(self.recipe.get("compute", "auto"))
+        """The compute type of the float rest that the recipe asks for, or ``auto``; of a native one, what it has."""
+        return str(self.provenance["compute"] if self.native else self.recipe.get("compute", "auto"))
 
     @property
     def weights(self) -> Path | None:
@@ -89,7 +103,7 @@ class Artifact:
     @property
     def checksum(self) -> str:
         """SHA-256 of graph and weights: the identity of what is computed."""
-        parts = (self.files[name]["sha256"] for name in (GRAPH, WEIGHTS) if name in self.files)
+        parts = (self.files[name]["sha256"] for name in (GRAPH, WEIGHTS, NATIVE, TENSORS) if name in self.files)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     @property
@@ -182,7 +196,8 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
 }
 """The fields of ``artifact.json`` that are taken as they are, and their types."""
 
-_REQUIRED = (GRAPH, TOKENIZER, LAYERS, CALIBRATION)
+_REQUIRED = (TOKENIZER, LAYERS, CALIBRATION)
+_COMPUTED = ((GRAPH,), (NATIVE, TENSORS))
 
 _NO_CHECKSUM = "0" * 64
 _CHECKSUM = re.compile(r'(?<="checksum": ")[0-9a-f]{64}(?="\n}\n\Z)')
@@ -304,9 +319,12 @@ def _check_types(path: Path, row: dict[str, Any]) -> None:
     if row["decoder"] not in DECODERS:
         known = ", ".join(DECODERS)
         raise ArtifactError(f"{path}: decoder {row['decoder']!r} is unknown; this quantasr has {known}: upgrade it")
-    for name in _REQUIRED:
+    computed = _COMPUTED[NATIVE in row["files"]]
+    for name in (*_REQUIRED, *computed):
         if name not in row["files"]:
             raise ArtifactError(f"{path}: lists no {name}: make the artifact again")
+    if NATIVE in row["files"] and not {"engine", "compute"} <= set(row["provenance"]):
+        raise ArtifactError(f"{path}: does not say which engine it is for: make the artifact again")
 
 
 def _check_files(folder: Path, files: dict[str, Any], verify: bool) -> None:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from quantasr.artifact import CALIBRATION, GRAPH, LAYERS, TOKENIZER, Artifact, check_target, create
+from quantasr.artifact import GRAPH, Artifact, check_target, create
+from quantasr.artifact_parts import Waves, describe, write_parts
 from quantasr.engines import ENGINES, EngineOptions, load_engine
 from quantasr.errors import ArtifactError, CalibrationError, EngineError
 from quantasr.export import export_float, export_quantized, save_graph
 from quantasr.measure.agreement import Agreement, agreement
 from quantasr.numerics.quantizers import Phase
+from quantasr.pipeline_native import NativeOptions, quantize_native
 from quantasr.quantize import Prepared, calibrate, convert, prepare
 from quantasr.recipes import Recipe, builtin_names, builtin_recipe
 from quantasr.runtime import EngineAcousticModel
 from quantasr.sources import AsrModel, load_model
 from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.manifest import Utterance, check_disjoint, read_manifest
-from quantasr.speech.manifest.fingerprint import fingerprints
 from quantasr.speech.transcript import Waveform
-from quantasr.version import __version__
 
 FLOAT_TOLERANCE = 1e-3
 """Largest difference of log-probs allowed between the original and its float graph."""
@@ -52,6 +49,9 @@ def quantize(
     *,
     calibration: Manifest,
     recipe: Recipe | str | Path = "default",
+    engine: str | None = None,
+    compute: str | None = None,
+    all_layers: bool = False,
     evaluation: Manifest | None = None,
     limit: int | None = None,
     overwrite: bool = False,
@@ -64,9 +64,11 @@ def quantize(
     ``recipe`` is a :class:`Recipe`, a TOML file, or the name of a built-in variant (``default``, ``fast``).
     ``calibration`` is a manifest (any format that :func:`read_manifest` knows) or utterances, of which the first
     ``limit`` are used; ``evaluation``, when given, must not share an utterance with it. The ``model`` is changed in
-    place. ``trust`` allows what can run code: pickled weights, commands in a manifest. Nothing is kept unless the
-    float graph agrees with the original, and the quantized graph, on every engine that takes it, with its
-    simulation. ``say`` is told each step.
+    place. ``engine`` (``torch``, or ``torch:`` and a backend) makes a model for PyTorch's own int8 instead of a graph;
+    ``compute`` is then the type of its float rest (fp32, bf16, fp16), and ``all_layers`` keeps those in int8 that lose
+    time by it. ``trust`` allows what can run code: pickled weights, commands in a manifest. Nothing is kept unless the
+    float graph agrees with the original, and the quantized graph, on every engine that takes it, with its simulation.
+    ``say`` is told each step.
 
     Raises the errors of each step: see :mod:`quantasr.errors`.
     """
@@ -81,6 +83,12 @@ def quantize(
         say(f"loading {model}")
         model = load_model(model, trust=trust)
     chosen = find_recipe(recipe, model.family)
+    if engine is not None:
+        speech = [u.load(model.sample_rate) for u in utterances[:_PARITY_UTTERANCES]]
+        native = NativeOptions.of(engine, compute, timing=not all_layers)
+        return quantize_native(
+            model, output, utterances, speech, chosen, native, overwrite=overwrite, progress=progress, say=say
+        )
 
     say(f"exporting the float graph of {model.name}")
     longest = round(_PARITY_SECONDS * model.sample_rate)
@@ -91,7 +99,7 @@ def quantize(
 
     prepared = prepare(model, chosen)
     say(f"calibrating on {len(utterances)} utterances")
-    waves = _Waves(utterances, model.sample_rate)
+    waves = Waves(utterances, model.sample_rate)
     calibrate(prepared, waves, progress=progress)
     convert(prepared)
 
@@ -100,11 +108,8 @@ def quantize(
         save_graph(export_quantized(prepared), folder / GRAPH)
         say("comparing the graph with its simulation")
         parity.update(_check_quantized(prepared, folder / GRAPH, speech, original))
-        _write_json(folder / TOKENIZER, prepared.model.tokenizer.to_dict())
-        _write_json(folder / LAYERS, [row.to_dict() for row in prepared.plan])
-        _write_json(folder / CALIBRATION, fingerprints(utterances))
-        (folder / "recipe.toml").write_text(chosen.dumps(), "utf-8")
-        described = _describe(prepared, folder, parity, len(utterances), sum(waves.seconds))
+        write_parts(folder, prepared, [row.to_dict() for row in prepared.plan], utterances)
+        described = describe(prepared, folder, parity, len(utterances), sum(waves.seconds))
         graph_bytes = _graph_bytes(folder)
         sizes = {"graph_bytes": graph_bytes, "float_graph_bytes": float_bytes, "ratio": graph_bytes / float_bytes}
         replace(described, measured=sizes).write_manifest()
@@ -127,23 +132,6 @@ def find_recipe(recipe: Recipe | str | Path, family: str) -> Recipe:
 def utterances_of(manifest: Manifest, *, trust: bool = False) -> list[Utterance]:
     """Utterances from a manifest's path, or as they are; ``trust`` allows the commands in a Kaldi ``wav.scp``."""
     return read_manifest(manifest, trust=trust) if isinstance(manifest, str | Path) else list(manifest)
-
-
-class _Waves:
-    """The utterances' samples, loaded one at a time, so that memory does not grow with their number."""
-
-    def __init__(self, utterances: Sequence[Utterance], sample_rate: int) -> None:
-        self._utterances, self._rate = utterances, sample_rate
-        self.seconds: list[float] = []
-
-    def __len__(self) -> int:
-        return len(self._utterances)
-
-    def __iter__(self) -> Any:
-        for utterance in self._utterances:
-            wave = utterance.load(self._rate)
-            self.seconds.append(len(wave) / self._rate)
-            yield wave
 
 
 def _check_float(
@@ -209,33 +197,3 @@ def _graph_logprobs(model: AsrModel, graph: Path, engine: str, speech: Sequence[
         min_samples=model.min_samples,
         chunk_seconds=0,
     ).logprobs(speech)
-
-
-def _describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: int, seconds: float) -> Artifact:
-    model, recipe = prepared.model, prepared.recipe
-    provenance = {
-        **model.provenance,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quantasr": __version__,
-        "torch": torch.__version__,
-        "calibration": {"utterances": count, "seconds": round(seconds, 1)},
-        "folded_batch_norms": len(prepared.folded),
-    }
-    return Artifact(
-        folder=folder,
-        name=f"{model.name}-{recipe.name}",
-        family=model.family,
-        decoder="ctc",
-        padded_batches=model.padded_batches,
-        frame_seconds=model.frame_seconds,
-        min_samples=model.min_samples,
-        frontend=model.frontend,
-        tokenizer=model.tokenizer,
-        recipe=recipe.to_dict(),
-        provenance=provenance,
-        parity=parity,
-    )
-
-
-def _write_json(path: Path, row: Any) -> None:
-    path.write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantasr.artifact import Artifact
-from quantasr.engines import EngineOptions, load_engine
+from quantasr.engines import TORCH, EngineOptions, load_engine
 from quantasr.engines.engine import Engine
 from quantasr.engines.pages import release_pages
 from quantasr.engines.selection import fastest
+from quantasr.errors import EngineError
 from quantasr.speech.ctc import CtcTranscriber
 
 
@@ -65,12 +67,35 @@ def load(
     """
     if not isinstance(artifact, Artifact):
         artifact = Artifact.load(artifact, verify=verify)
+    if artifact.native:
+        return ArtifactTranscriber(artifact, load_native(artifact, engine, compute, threads), **options)
     wanted = EngineOptions(threads, compute or artifact.compute, artifact.round_up)
     name = engine or artifact.engine
     loaded = fastest(artifact, wanted) if name == "auto" else load_engine(name, artifact.graph, wanted)
     if artifact.weights is not None:
         _repack(artifact, loaded, artifact.weights)
     return ArtifactTranscriber(artifact, loaded, **options)
+
+
+def load_native(artifact: Artifact, engine: str | None = None, compute: str | None = None, threads: int = 0) -> Engine:
+    """A model for PyTorch's own int8, on the backend that it was made for.
+
+    PyTorch and the model's framework are imported here, and only here. Raises :class:`EngineError` when one of them or
+    the backend is missing, or another engine is wanted.
+    """
+    for what, wanted, has in (("engine", engine, artifact.engine), ("compute", compute, artifact.compute)):
+        if wanted not in (None, "auto", has) and not (what == "engine" and wanted == TORCH):
+            raise EngineError(f"{artifact.folder}: was made for {what} {has}, not {wanted}: quantize the model again")
+    try:
+        native = import_module("quantasr.engines.torch_native")
+        loaded: Engine = native.load(artifact, threads)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "safetensors", "tomli_w"):
+            raise
+        raise EngineError(
+            f"{artifact.folder}: runs in PyTorch, which lacks {error.name}: pip install 'quantasr[quantize]'"
+        ) from None
+    return loaded
 
 
 def _repack(artifact: Artifact, engine: Engine, weights: Path) -> None:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantasr.artifact import GRAPH, MANIFEST
+from quantasr.artifact import GRAPH, MANIFEST, NATIVE
 from quantasr.engines import ENGINES
 from quantasr.engines.engine import COMPUTE
 from quantasr.errors import ModelLoadError
@@ -94,7 +94,7 @@ def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def is_artifact(where: str) -> bool:
     """Whether ``where`` is an artifact folder, perhaps a damaged one, and not a model in its own framework."""
-    return any((Path(where) / name).is_file() for name in (MANIFEST, GRAPH))
+    return any((Path(where) / name).is_file() for name in (MANIFEST, GRAPH, NATIVE))
 
 
 def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -> CtcTranscriber:

@@ -8,11 +8,13 @@ from typing import Any
 
 from quantasr.cli.options import add_command, add_trust, count
 from quantasr.cli.output import say, show, write_json
+from quantasr.engines import TORCH, TORCH_BACKENDS
 
 _EXAMPLES = """\
   quantasr quantize facebook/wav2vec2-base-960h out/ --calibration calibration.jsonl
   quantasr quantize ./my-model out/ --calibration LibriSpeech/dev-clean --recipe fast --limit 64
   quantasr quantize ./my-model out/ --calibration data/train --recipe mine.toml --evaluation data/test
+  quantasr quantize ./model.nemo native/ --calibration calibration.jsonl --engine torch    # PyTorch's own int8
 """
 
 
@@ -23,6 +25,15 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("output", type=Path, help="folder to write the artifact to")
     command.add_argument("--calibration", required=True, metavar="MANIFEST", help="speech to find the scales on")
     command.add_argument("--recipe", default="default", help="default, fast, or a TOML file (default: default)")
+    command.add_argument(
+        "--engine",
+        choices=[TORCH, f"{TORCH}:auto", *(f"{TORCH}:{name}" for name in TORCH_BACKENDS)],
+        help="PyTorch's own int8 instead of a graph; torch measures its backends and takes the fastest",
+    )
+    command.add_argument("--compute", choices=["fp32", "bf16", "fp16"], help="with --engine: type of the float rest")
+    command.add_argument(
+        "--all-layers", action="store_true", help="with --engine: in int8 too where that is slower than float"
+    )
     command.add_argument("--evaluation", metavar="MANIFEST", help="refuse to calibrate on any of this speech")
     command.add_argument(
         "--limit", type=count, default=128, metavar="N", help="calibrate on the first N utterances (128)"
@@ -41,6 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         calibration=arguments.calibration,
         recipe=arguments.recipe,
+        engine=arguments.engine,
+        compute=arguments.compute,
+        all_layers=arguments.all_layers,
         evaluation=arguments.evaluation,
         limit=arguments.limit,
         overwrite=arguments.overwrite,
@@ -49,9 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
         say=say,
     )
     if arguments.json:
-        write_json({"artifact": str(artifact.folder), "size_bytes": artifact.size, "parity": artifact.parity})
+        row = {"artifact": str(artifact.folder), "size_bytes": artifact.size, "parity": artifact.parity}
+        write_json({**row, "measured": artifact.measured} if artifact.native else row)
     else:
-        from quantasr.measure.report import artifact_table
+        from quantasr.measure.report import artifact_table, native_table
 
-        show(artifact_table(artifact))
+        show(artifact_table(artifact), *([native_table(artifact)] if artifact.native else []))
+    if artifact.native and (slower := artifact.measured["slower_than_float"]):
+        say(f"quantasr: {slower}")
     return 0

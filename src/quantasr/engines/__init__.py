@@ -15,6 +15,10 @@ ENGINES: dict[str, str] = {
     "openvino": "quantasr.engines.openvino",
 }
 
+TORCH = "torch"
+TORCH_BACKENDS = ("onednn", "x86", "fbgemm", "qnnpack")
+"""PyTorch's own int8: ``torch:`` and one of these names is an engine too, but for a live model instead of a graph."""
+
 # Both engines report their use to web services unless they are told otherwise before they are imported. Recognisers run
 # where nothing may leave the machine. OpenVINO reports when it is imported, from a process that it forks, but not when
 # this package is missing.
@@ -37,4 +41,4 @@ def load_engine(name: str, graph: Path, options: EngineOptions) -> Engine:
     return engine
 
 
-__all__ = ["ENGINES", "Engine", "EngineOptions", "ExecutedOp", "load_engine"]
+__all__ = ["ENGINES", "TORCH", "TORCH_BACKENDS", "Engine", "EngineOptions", "ExecutedOp", "load_engine"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 import soundfile
 
 from quantasr.artifact import Artifact
-from quantasr.engines import EngineOptions, load_engine
+from quantasr.engines import Engine, EngineOptions, load_engine
 from quantasr.engines.selection import candidates
 from quantasr.errors import ArtifactError
 from quantasr.measure.audit import audit
 from quantasr.measure.footprint import Footprint, footprint
 from quantasr.measure.latency import Ratio, Timing, ratio, time_interleaved
-from quantasr.runtime import ArtifactTranscriber
+from quantasr.runtime import ArtifactTranscriber, load_native
 from quantasr.speech.transcript import Transcriber, Waveform
 
 
@@ -83,12 +83,12 @@ def bench(
     shares: list[float | None] = [None] if original else []
     for artifact in artifacts:
         options = EngineOptions(threads, round_up=artifact.round_up)
-        for name, chosen in candidates(options):
-            engine = load_engine(name, artifact.graph, chosen)
+        for name, chosen, engine in _engines(artifact, options):
             systems.append(ArtifactTranscriber(artifact, engine, chunk_seconds=0))
-            labels.append(f"{artifact.name} {name} {chosen.compute}")
+            labels.append(f"{artifact.name} {name} {chosen}")
             sizes.append(artifact.size)
-            arguments.append([str(artifact.folder), "--engine", name, "--compute", chosen.compute])
+            asked = [] if artifact.native else ["--engine", name, "--compute", chosen]
+            arguments.append([str(artifact.folder), *asked])
             shares.append(
                 audit(artifact, engine, seconds=min(10.0, len(wave) / artifact.frontend.sample_rate)).int8_share
             )
@@ -101,6 +101,15 @@ def bench(
         BenchRow(label, timing, ratio(timing, timings[0]), size, count, needs, share)
         for label, timing, size, needs, share in zip(labels, timings, sizes, prints, shares, strict=True)
     ]
+
+
+def _engines(artifact: Artifact, options: EngineOptions) -> Iterator[tuple[str, str, Engine]]:
+    """Every engine and compute type that ``artifact`` runs on; a native one has one of each."""
+    if artifact.native:
+        yield artifact.engine, artifact.compute, load_native(artifact, threads=options.threads)
+        return
+    for name, chosen in candidates(options):
+        yield name, chosen.compute, load_engine(name, artifact.graph, chosen)
 
 
 def _footprints(

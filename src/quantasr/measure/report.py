@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.markup import escape
@@ -118,6 +119,23 @@ def audit_table(audit: Audit) -> Table:
             percent(layer.macs / audit.macs),
             escape(layer.reason),
         )
+    return table
+
+
+def native_table(artifact: Artifact) -> Table:
+    """Which layers of a native artifact run in int8, which stay float and why, and how int8 is entered and left."""
+    measured, layers = artifact.measured, artifact.layers()
+    kept = [row for row in layers if "kernel" in row]
+    table = _table(
+        f"{artifact.engine}, float rest {artifact.compute}: {len(kept)} of {len(layers)} layers in int8, "
+        f"{percent(measured['int8_share'])} of multiply-accumulates; int8 is entered {measured['entries']} and left "
+        f"{measured['exits']} times",
+        *("layers", "kind", "run as", "why float"),
+        caption="milliseconds: " + ", ".join(f"{name} {value}" for name, value in measured["milliseconds"].items()),
+    )
+    groups = Counter((row["kind"], row.get("kernel", "float"), row.get("reason", "")) for row in layers)
+    for (kind, kernel, reason), count in groups.items():
+        table.add_row(str(count), kind, kernel, escape(reason))
     return table
 
 

@@ -39,6 +39,8 @@ class Calibrated:
     weights: dict[str, Weights]
     inputs: dict[str, InputQuantizer]
     outputs: dict[str, Observer] = field(default_factory=dict)
+    floats: dict[str, nn.Parameter] = field(default_factory=dict)
+    """The float weights of layers whose place a kernel has taken."""
 
     def input_params(self, backend: Backend) -> dict[str, QParams]:
         """The formats of the layers' inputs on ``backend``."""
@@ -51,6 +53,21 @@ class Calibrated:
     def output_params(self, backend: Backend, name: str, relu: bool) -> QParams:
         """The format of a node's output from its own range."""
         return _params(self.outputs[name], QType(backend.activation_bits, symmetric=False), relu)
+
+    def install(self, plan: Plan, *, simulated: bool = False) -> None:
+        """Put the kernels of ``plan`` in; ``simulated`` computes the same rounding in float."""
+        self.uninstall()
+        for path in plan.layers:
+            self.floats[path] = self.module.get_submodule(path)._parameters["weight"]  # type: ignore[assignment]
+        install(self.module, plan, self.weights, simulated=simulated)
+
+    def uninstall(self) -> None:
+        """Make the model float again."""
+        for path, weight in self.floats.items():
+            layer = self.module.get_submodule(path)
+            layer.__dict__.pop("weight")
+            layer.weight = weight
+        self.floats.clear()
 
     def plan(self, backend: Backend, skip: Iterable[str] = ()) -> Plan:
         """Which layers run in int8 on ``backend`` and what they give, without those in ``skip``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -22,7 +23,7 @@ from quantasr.engines.torch_native.tensors import (
     integers,
     quantize,
 )
-from quantasr.engines.torch_native.trace import note
+from quantasr.engines.torch_native.trace import Event, note
 
 CONVOLUTIONS = {torch.conv1d: "conv1d", torch.conv2d: "conv2d", torch.conv3d: "conv3d"}
 FUNCTIONS: dict[Operation, str] = {
@@ -158,16 +159,18 @@ class StaticKernel:
             value = x.value
         else:
             value = as_float(x)
-            note("entry", self.layer.path, value.numel())
+            note(Event("entry", self.layer.path, value.numel()))
             value = quantize(value, self.layer.input)
+        begin = time.perf_counter()
         out = self._simulate(value) if self.simulated else self._run(value)
-        note("kernel", self.layer.path, self.macs(value.shape, out.shape))
+        macs, seconds = self.macs(value.shape, out.shape), time.perf_counter() - begin
+        note(Event("kernel", self.layer.path, macs, self.name, seconds=seconds))
         output = self.layer.output
         if output.quantized:
             return QTensor(out, output.into, output.relu)
         if out.is_quantized:
             out = dequantize(out)
-        note("exit", self.layer.path, out.numel())
+        note(Event("exit", self.layer.path, out.numel()))
         return out.contiguous() if output.contiguous else out
 
     def macs(self, given: torch.Size, made: torch.Size) -> int:
@@ -255,8 +258,3 @@ def _pack(layer: Layer, weights: Weights, backend: str) -> Any:
         if g.function == "conv_transpose1d":
             return prepack(quantized, weights.bias, g.stride, g.padding, g.output_padding, g.dilation, g.groups)
         return prepack(quantized, weights.bias, g.stride, g.padding, g.dilation, g.groups)
-
-
-def with_output(kernel: StaticKernel, **changes: Any) -> Layer:
-    """The kernel's layer with other outputs."""
-    return replace(kernel.layer, output=replace(kernel.layer.output, **changes))

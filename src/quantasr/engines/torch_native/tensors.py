@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from quantasr.engines.torch_native.trace import note
+from quantasr.engines.torch_native.trace import Event, note
 
 Operation = Callable[..., Any]
 
@@ -198,7 +198,7 @@ def as_float(x: Tensor) -> Tensor:
     if isinstance(x, QTensor):
         if not x.quantized:
             return x.value
-        note("exit", "", x.value.numel())
+        note(Event("exit", "", x.value.numel()))
         return dequantize(x.value)
     return x
 

@@ -8,29 +8,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
-@dataclass
-class Trace:
-    """Events ``(kind, name, size)`` in the order of execution.
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
 
-    ``kernel``: a layer's path and its multiply-accumulates; ``entry`` and ``exit``: a tensor quantized or dequantized,
-    and its elements.
+    ``kind`` is ``kernel`` (``name`` is the layer's path, ``size`` its multiply-accumulates, ``detail`` the kernel,
+    ``precision`` the type that it multiplies in), or ``entry`` or ``exit`` (a tensor of ``size`` elements quantized or
+    dequantized).
     """
 
-    events: list[tuple[str, str, int]] = field(default_factory=list)
+    kind: str
+    name: str
+    size: int
+    detail: str = ""
+    precision: str = "int8"
+    seconds: float = 0.0
+
+
+@dataclass
+class Trace:
+    """Events in the order of execution."""
+
+    events: list[Event] = field(default_factory=list)
 
     def count(self, kind: str) -> int:
         """How many events of a kind there were."""
-        return sum(event[0] == kind for event in self.events)
+        return sum(event.kind == kind for event in self.events)
 
 
 _here = threading.local()
 
 
-def note(kind: str, name: str, size: int) -> None:
+def note(event: Event) -> None:
     """Record an event, if anybody listens in this thread."""
     trace: Trace | None = getattr(_here, "trace", None)
     if trace is not None:
-        trace.events.append((kind, name, size))
+        trace.events.append(event)
 
 
 @contextmanager

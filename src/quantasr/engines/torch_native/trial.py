@@ -13,7 +13,7 @@ from torch import Tensor
 from quantasr.engines.torch_native.flow import Node
 from quantasr.engines.torch_native.kernels import Layer, StaticKernel, Weights, float_call
 from quantasr.engines.torch_native.plan import Plan
-from quantasr.engines.torch_native.tensors import QParams, QTensor, quantize
+from quantasr.engines.torch_native.tensors import QParams, QTensor, dequantize, quantize
 
 _ROUNDS = 7
 _ENOUGH = 0.5  # seconds for one layer, after which no further round begins
@@ -88,7 +88,10 @@ def try_layer(layer: Layer, shape: tuple[int, ...], weights: Weights, backend: s
         start = time.perf_counter()
         kernel.run(given)
         middle = time.perf_counter()
-        float_call(layer.geometry, x, real, weights.bias)
+        # In the middle of a region in int8, a float layer costs an exit before it and an entry behind it as well.
+        out = float_call(layer.geometry, x if enters else dequantize(value), real, weights.bias)
+        if layer.output.quantized and layer.output.params is not None:
+            quantize(out, layer.output.params)
         end = time.perf_counter()
         if turn:  # the first of all takes memory
             times[0].append(middle - start)

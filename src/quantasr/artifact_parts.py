@@ -1,0 +1,77 @@
+"""What every artifact holds beside what computes: the recipe, the layers, the speech that it was calibrated on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantasr.artifact import CALIBRATION, LAYERS, TOKENIZER, Artifact
+from quantasr.quantize import Prepared
+from quantasr.speech.manifest import Utterance
+from quantasr.speech.manifest.fingerprint import fingerprints
+from quantasr.speech.transcript import Waveform
+from quantasr.version import __version__
+
+
+class Waves:
+    """The utterances' samples, loaded one at a time, so that memory does not grow with their number."""
+
+    def __init__(self, utterances: Sequence[Utterance], sample_rate: int) -> None:
+        self._utterances, self._rate = utterances, sample_rate
+        self.seconds: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def __iter__(self) -> Iterator[Waveform]:
+        for utterance in self._utterances:
+            wave = utterance.load(self._rate)
+            self.seconds.append(len(wave) / self._rate)
+            yield wave
+
+
+def write_parts(
+    folder: Path, prepared: Prepared, rows: Sequence[dict[str, Any]], utterances: Sequence[Utterance]
+) -> None:
+    """Write everything but the computation into ``folder``; ``rows`` say what became of each layer."""
+    write_json(folder / TOKENIZER, prepared.model.tokenizer.to_dict())
+    write_json(folder / LAYERS, list(rows))
+    write_json(folder / CALIBRATION, fingerprints(utterances))
+    (folder / "recipe.toml").write_text(prepared.recipe.dumps(), "utf-8")
+
+
+def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: int, seconds: float) -> Artifact:
+    """The artifact's description, for what lies in ``folder`` by then."""
+    model, recipe = prepared.model, prepared.recipe
+    provenance = {
+        **model.provenance,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quantasr": __version__,
+        "torch": torch.__version__,
+        "calibration": {"utterances": count, "seconds": round(seconds, 1)},
+        "folded_batch_norms": len(prepared.folded),
+    }
+    return Artifact(
+        folder=folder,
+        name=f"{model.name}-{recipe.name}",
+        family=model.family,
+        decoder="ctc",
+        padded_batches=model.padded_batches,
+        frame_seconds=model.frame_seconds,
+        min_samples=model.min_samples,
+        frontend=model.frontend,
+        tokenizer=model.tokenizer,
+        recipe=recipe.to_dict(),
+        provenance=provenance,
+        parity=parity,
+    )
+
+
+def write_json(path: Path, row: Any) -> None:
+    """Write a file that people can read too."""
+    path.write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n", "utf-8")

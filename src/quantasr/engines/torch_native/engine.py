@@ -1,0 +1,113 @@
+"""A converted model as an engine: arrays in, arrays out, and what it executed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from quantasr.engines.engine import ExecutedOp
+from quantasr.engines.torch_native.trace import traced
+from quantasr.errors import EngineError
+from quantasr.sources.asr_model import AsrModel
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+
+
+class NativeEngine:
+    """A live model, converted in place, as :class:`quantasr.engines.engine.Engine`."""
+
+    def __init__(self, model: AsrModel, backend: str, compute: str = "fp32", threads: int = 0) -> None:
+        """``threads`` 0 leaves PyTorch's number as it is; it is one for the whole process."""
+        self.model = model
+        self.name = f"torch:{backend}"
+        self.compute = compute
+        if threads:
+            torch.set_num_threads(threads)
+
+    def run(
+        self, features: NDArray[np.float32], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Log-probs and, where the model takes lengths, frame counts."""
+        inputs = (torch.from_numpy(features), torch.from_numpy(np.asarray(lengths, dtype=np.int64)))
+        try:
+            # Not inference_mode, in which PyTorch does not show its convolutions to whoever counts them.
+            with torch.no_grad():
+                if self.model.padded_batches:
+                    logprobs, counts = self.model.graph(*inputs)
+                    return logprobs.float().numpy(), counts.numpy()
+                return self.model.graph(inputs[0]).float().numpy(), None
+        except RuntimeError as error:
+            raise EngineError(
+                f"{self.name}: {self.model.name} refuses features {list(features.shape)}: {error}"
+            ) from None
+
+    def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
+        """One run, with every product: those of packed layers as their kernels say, the others from PyTorch's calls."""
+        self.run(features, lengths)
+        with float_products(self.model.module) as products, traced() as trace:
+            self.run(features, lengths)
+        turn: Counter[str] = Counter()
+        ops = []
+        for event in trace.events:
+            if event.kind == "kernel":
+                turn[event.name] += 1
+                node = f"{event.name}.{turn[event.name]}"
+                ops.append(ExecutedOp(event.name, event.detail, event.precision, event.seconds, {node: event.size}))
+        return ops + products
+
+
+@contextmanager
+def float_products(module: nn.Module) -> Iterator[list[ExecutedOp]]:
+    """Record every convolution and matrix product that PyTorch itself runs, under the path of the module it is in."""
+    stack: list[str] = []
+    found: list[ExecutedOp] = []
+    handles = []
+
+    def enter(path: str) -> Callable[..., None]:
+        return lambda *_: stack.append(path)
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    for path, part in module.named_modules():
+        handles.append(part.register_forward_pre_hook(enter(path)))
+        handles.append(part.register_forward_hook(leave, always_call=True))
+    try:
+        with _Products(stack, found):
+            yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, stack: list[str], found: list[ExecutedOp]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stack, self._found = stack, found
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        begin = time.perf_counter()
+        out = func(*args, **(kwargs or {}))
+        seconds = time.perf_counter() - begin
+        count: Callable[..., int] | None = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            macs = count(*args, **(kwargs or {}), out_val=out) // 2
+            given = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+            path = self._stack[-1] if self._stack else ""
+            node = f"{path}.{func.overloadpacket.__name__}_{len(self._found)}"
+            precision = _NAMES.get(given.dtype, str(given.dtype).removeprefix("torch."))
+            self._found.append(ExecutedOp(path, func.overloadpacket.__name__, precision, seconds, {node: macs}))
+        return out

@@ -1,0 +1,34 @@
+"""Read a converted model back: the skeleton from its source, then the saved weights and layers."""
+
+from __future__ import annotations
+
+from quantasr.artifact import Artifact
+from quantasr.engines.torch_native.backends import find_backend
+from quantasr.engines.torch_native.convert import install
+from quantasr.engines.torch_native.engine import NativeEngine
+from quantasr.engines.torch_native.folder import Skeleton, read, read_layers, restore
+from quantasr.engines.torch_native.plan import Plan
+from quantasr.errors import ArtifactError
+from quantasr.quantize.fold import bake_parametrizations
+from quantasr.sources import rebuild_model
+
+
+def reload(artifact: Artifact, threads: int = 0) -> NativeEngine:
+    """The engine of a native artifact; see :func:`quantasr.engines.torch_native.load`."""
+    row, tensors = read(artifact.folder)
+    backend = find_backend(str(row.get("backend")))
+    model = rebuild_model(str(row.get("source")), artifact.folder)
+    model.make_exportable()
+    bake_parametrizations(model.module)
+    try:
+        layers, sums = read_layers(row)
+        skeleton = Skeleton(str(row["source"]), [str(path) for path in row["folded"]])
+        weights = restore(model.module, skeleton, tensors, layers)
+        plan = Plan(backend, layers, sums)
+        install(model.module, plan, weights)
+    except ArtifactError as error:
+        raise ArtifactError(f"{artifact.folder}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(f"{artifact.folder}: its layers do not fit its model: {error}: make it again") from None
+    model.module.eval().requires_grad_(False)
+    return NativeEngine(model, backend.name, artifact.compute, threads)

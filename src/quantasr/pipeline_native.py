@@ -1,0 +1,198 @@
+"""The way to PyTorch's own int8: the same steps as ``pipeline``, on the live model, without a graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantasr.artifact import TENSORS, Artifact, create
+from quantasr.artifact_parts import Waves, describe, write_parts
+from quantasr.engines import TORCH, TORCH_BACKENDS
+from quantasr.engines.torch_native.backends import Backend, adapt, find_backend, usable_backends
+from quantasr.engines.torch_native.convert import Calibrated, Chosen, calibrate_native, choose
+from quantasr.engines.torch_native.engine import NativeEngine
+from quantasr.engines.torch_native.folder import Skeleton, save
+from quantasr.engines.torch_native.trace import traced
+from quantasr.errors import EngineError
+from quantasr.measure.agreement import agreement
+from quantasr.quantize import Prepared, prepare
+from quantasr.recipes import Recipe
+from quantasr.sources import AsrModel
+from quantasr.speech.manifest import Utterance
+from quantasr.speech.transcript import Waveform
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class NativeOptions:
+    """How to run in PyTorch: a backend or ``auto``, the type of the float rest, whether slow layers stay float.
+
+    ``seconds`` is the length of the recording on which layers and backends are timed.
+    """
+
+    backend: str = "auto"
+    compute: str = "fp32"
+    timing: bool = True
+    seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("auto", *TORCH_BACKENDS):
+            raise EngineError(f"backend {self.backend!r} is unknown: choose one of auto, {', '.join(TORCH_BACKENDS)}")
+
+    @classmethod
+    def of(cls, engine: str, compute: str | None = None, **options: Any) -> NativeOptions:
+        """From ``torch``, ``torch:auto``, ``torch:onednn`` and so on."""
+        name, _, backend = engine.partition(":")
+        if name != TORCH:
+            raise EngineError(
+                f"engine {engine!r}: quantize makes a graph for all graph engines; choose {TORCH}, or {TORCH}: and one "
+                f"of {', '.join(TORCH_BACKENDS)}, for PyTorch's own int8"
+            )
+        return cls(backend or "auto", compute or "fp32", **options)
+
+    @property
+    def backends(self) -> list[Backend]:
+        """The backends to be measured; raises :class:`EngineError` when PyTorch lacks them."""
+        names = usable_backends() if self.backend == "auto" else [self.backend]
+        if not names:
+            raise EngineError("this build of PyTorch has no int8 backend")
+        return [find_backend(name) for name in names]
+
+
+def quantize_native(
+    model: AsrModel,
+    output: Path,
+    utterances: Sequence[Utterance],
+    speech: Sequence[Waveform],
+    recipe: Recipe,
+    options: NativeOptions,
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Artifact:
+    """Convert ``model`` in place for the fastest of the wanted backends and write it as a folder.
+
+    ``speech`` is what original, simulation and converted model are compared on. See :func:`quantasr.quantize`.
+    """
+    backends = options.backends
+    original = model.transcriber(chunk_seconds=0).logprobs(speech)
+    fitted, notes = adapt(recipe, backends[:1])
+    for text in notes:
+        say(f"comparing {backends[0].name} with the recipe: {text}")
+    prepared = prepare(model, fitted)
+    say(f"calibrating on {len(utterances)} utterances")
+    waves = Waves(utterances, model.sample_rate)
+    calibrated = calibrate_native(prepared, waves, backends, seconds=options.seconds, progress=progress)
+    chosen, times = fastest_backend(model, calibrated, options, say)
+    backend = chosen.plan.backend.name
+
+    say(f"comparing {backend} with its simulation")
+    transcriber = model.transcriber(chunk_seconds=0)
+    calibrated.install(chosen.plan, simulated=True)
+    simulation = transcriber.logprobs(speech)
+    calibrated.install(chosen.plan)
+    native = transcriber.logprobs(speech)
+    parity = {
+        "simulation_to_original": agreement(simulation, original).to_dict(),
+        "native_to_simulation": agreement(native, simulation).to_dict(),
+        "native_to_original": agreement(native, original).to_dict(),
+    }
+    measured = {
+        **_measured(model, chosen, options),
+        "milliseconds": {name: round(seconds * 1e3, 2) for name, seconds in times.items()},
+        "slower_than_float": _slower(backend, times),
+    }
+
+    def fill(folder: Path) -> None:
+        for name, content in model.files.items():
+            (folder / name).write_bytes(content)
+        skeleton = Skeleton(str(model.provenance["source"]), [norm for _, norm in prepared.folded])
+        save(folder, model.module, skeleton, chosen.plan, calibrated.weights, set(prepared.stored))
+        write_parts(folder, prepared, _rows(prepared, chosen), utterances)
+        found = describe(prepared, folder, parity, len(utterances), sum(waves.seconds))
+        provenance = {**found.provenance, "engine": f"{TORCH}:{backend}", "compute": options.compute, "changes": notes}
+        size = (folder / TENSORS).stat().st_size
+        sizes = {"weights_bytes": size, "float_weights_bytes": 4 * model.provenance["parameters"]}
+        replace(found, provenance=provenance, measured={**measured, **sizes}).write_manifest()
+
+    create(output, fill, overwrite=overwrite)
+    return Artifact.load(output)
+
+
+def fastest_backend(
+    model: AsrModel, calibrated: Calibrated, options: NativeOptions, say: Callable[[str], None]
+) -> tuple[Chosen, dict[str, float]]:
+    """The plan of the fastest backend, and seconds of every one and of the float model on one recording."""
+    plans: dict[str, Chosen] = {}
+    for backend in options.backends:
+        say(f"timing the layers on {backend.name}")
+        found = choose(calibrated, backend, timing=options.timing)
+        if found.plan.layers:
+            plans[backend.name] = found
+    if not plans:
+        raise EngineError(f"{model.name}: no layer gains in int8 on {', '.join(b.name for b in options.backends)}")
+    inputs = model.probe(options.seconds)
+    seconds: dict[str, list[float]] = {"float": [], **{name: [] for name in plans}}
+    for turn in range(_ROUNDS + 1):
+        for name, row in seconds.items():
+            calibrated.uninstall() if name == "float" else calibrated.install(plans[name].plan)
+            for repeat in range(2):  # the first run after packing takes memory
+                begin = time.perf_counter()
+                with torch.inference_mode():
+                    model.graph(*inputs)
+                if turn and repeat:
+                    row.append(time.perf_counter() - begin)
+    times = {name: median(row) for name, row in seconds.items()}
+    best = min(plans, key=lambda name: times[name])
+    return plans[best], times
+
+
+def _slower(backend: str, times: dict[str, float]) -> str:
+    """What must be said when int8 gains nothing, otherwise empty."""
+    if times[backend] < times["float"]:
+        return ""
+    took = f"{times[backend] * 1e3:.1f} ms on {backend}, {times['float'] * 1e3:.1f} ms in float"
+    return f"native int8 is no faster than the float model here ({took}): use the float model, or a graph"
+
+
+def _measured(model: AsrModel, chosen: Chosen, options: NativeOptions) -> dict[str, Any]:
+    """What one run of the converted model does."""
+    inputs = model.probe(options.seconds)
+    with traced() as trace, torch.inference_mode():
+        model.graph(*inputs)
+    features = inputs[0].numpy()
+    engine = NativeEngine(model, chosen.plan.backend.name, options.compute)
+    ops = engine.executed(features, np.array([features.shape[1]]))
+    total = sum(op.macs for op in ops)
+    return {
+        "entries": trace.count("entry"),
+        "exits": trace.count("exit"),
+        "int8_layers": len(chosen.plan.layers),
+        "int8_share": round(sum(op.macs for op in ops if op.precision == "int8") / total, 4),
+    }
+
+
+def _rows(prepared: Prepared, chosen: Chosen) -> list[dict[str, Any]]:
+    """A row for each layer: the recipe's, and what became of it."""
+    rows = []
+    for plan in prepared.plan:
+        row = plan.to_dict()
+        layer = chosen.plan.layers.get(plan.path)
+        if layer is not None:
+            row["kernel"] = (
+                f"{chosen.plan.backend.name} {layer.geometry.function}{'_relu' if layer.output.relu else ''}"
+            )
+            row["gives"] = "int8" if layer.output.quantized else "float"
+        elif plan.path in chosen.reasons:
+            row["reason"] = chosen.reasons[plan.path]
+        rows.append(row)
+    return rows
