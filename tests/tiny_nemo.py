@@ -150,6 +150,14 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "jasper": _JASPER,
     "citrinet": _CITRINET,
     "citrinet-context": _convolutions(_block(32, 5, residual=False), _block(32, 7, **{**_SE, "se_context_size": 16})),
+    "quartznet-rarities": _convolutions(
+        _block(24, 11, stride=[2], repeat=2, residual=False),
+        _block(24, 7, heads=4),
+        _block(24, 9, future_context=2),
+        _block(32, 9, groups=4, separable=False, kernel_size_factor=0.5),
+        activation="swish",
+        residual_mode="max",
+    ),
     "conformer": _conformer(),
     "conformer-vggnet": _conformer(subsampling="vggnet", subsampling_conv_channels=8),
     "conformer-stacking": _conformer(subsampling="stacking"),
@@ -157,8 +165,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "conformer-conv1d": _conformer(subsampling="striding_conv1d"),
     "conformer-abs-pos": _conformer(self_attention_model="abs_pos"),
     "conformer-layer-norm": _conformer(conv_norm_type="layer_norm"),
+    "conformer-fused-norm": _conformer(conv_norm_type="fused_batch_norm"),
     "conformer-tied": _conformer(untie_biases=False),
     "conformer-reduction": _conformer(reduction="pooling", reduction_position=0, reduction_factor=2),
+    "conformer-reduction-striding": _conformer(reduction="striding", reduction_position=-1, reduction_factor=2),
+    "conformer-full-rate": _conformer(subsampling_factor=1),
     "conformer-feat-out": _conformer(feat_out=24),
     "conformer-limited": _conformer(att_context_size=[12, 6]),
     "fastconformer": _fast_conformer(),
@@ -166,6 +177,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "fastconformer-no-bias": _fast_conformer(use_bias=False),
     "fastconformer-local": _fast_conformer(self_attention_model="rel_pos_local_attn", att_context_size=[8, 8]),
     "fastconformer-streaming": _fast_conformer(**_STREAMING),
+    "fastconformer-lookaheads": _fast_conformer(**_STREAMING | {"att_context_size": [[12, 3], [12, 1]]}),
 }
 """Name -> the encoder's configuration."""
 

@@ -299,6 +299,8 @@ def test_aliases_that_grow_without_end(good: Path, tmp_path: Path) -> None:
         (lambda row: row["encoder"].update(no_such_option=1), "NeMo cannot build or run its ConvASREncoder: "),
         (lambda row: row["encoder"].update(jasper="wide"), "NeMo cannot build or run its ConvASREncoder: "),
         (lambda row: row["encoder"].update(quantize=True), "take the float model"),
+        (lambda row: row["encoder"].update(conv_mask=False), "conv_mask: false is not supported"),
+        (lambda row: row["encoder"].update(normalization_mode="instance"), "its norm 'instance' is not supported"),
         (lambda row: row.update(adapters={"a": {"enabled": True}}), "adapters are not supported"),
         (lambda row: row["decoder"].update(vocabulary=[1, 2]), "vocabulary is no list of tokens"),
         (
@@ -329,7 +331,7 @@ def test_a_configuration_that_cannot_be_built(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"conv_norm_type": "group_norm4"}, "conv_norm_type group_norm4 is not supported"),
+        ({"conv_norm_type": "group_norm4"}, "its norm 'group_norm4' is not supported: only batch"),
         ({"global_tokens": 1, "self_attention_model": "rel_pos_local_attn"}, "attention with global tokens"),
         ({"d_model": 33}, "NeMo cannot build or run its ConformerEncoder"),
         ({"subsampling": "magic"}, "NeMo cannot build or run its ConformerEncoder: Not valid sub-sampling: magic!"),

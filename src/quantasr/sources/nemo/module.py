@@ -22,6 +22,9 @@ from quantasr.sources.nemo.config import NemoConfig
 # Parts that hold weights and that a CTC model does not run: features, augmentation, losses, metrics, the transducer.
 _UNUSED = ("preprocessor.", "spec_augmentation.", "loss.", "ctc_loss.", "wer.", "_wer.", "ctc_wer.", "joint.")
 
+# Norms of a frame alone; all others of NeMo's are over time.
+_NORMS = ("batch", "batch_norm", "fused_batch_norm", "layer_norm")
+
 
 class CtcModel(nn.Module):
     """An encoder and a CTC head at the paths that they have in NeMo's model, and nothing else of it.
@@ -92,18 +95,10 @@ def build(where: str, config: NemoConfig, tokens: int) -> CtcModel:
     from nemo.collections.asr import modules
 
     arguments = dict(config.encoder)
+    _refuse_unsupported(where, arguments)
     if config.encoder_class == "ConformerEncoder":
-        norm = str(arguments.get("conv_norm_type", "batch_norm"))
-        if norm.startswith(("group_norm", "instance_norm")):
-            raise ModelLoadError(
-                f"{where}: conv_norm_type {norm} is not supported: it runs over time, and over padding"
-            )
-        if arguments.get("global_tokens"):
-            raise ModelLoadError(f"{where}: attention with global tokens is not supported: it reads padding")
         # The other attention is one fused function, whose two products could not be quantized.
         arguments["use_pytorch_sdpa"] = False
-    if arguments.get("quantize"):
-        raise ModelLoadError(f"{where}: has quantizers of NVIDIA's pytorch-quantization inside; take the float model")
     with fits(where, config):
         encoder = getattr(modules, config.encoder_class)(**arguments)
         head = dict(config.decoder)
@@ -123,6 +118,19 @@ def build(where: str, config: NemoConfig, tokens: int) -> CtcModel:
             f"{where}: its decoder has {outputs} outputs, but its tokenizer has {tokens} tokens, and a blank"
         )
     return CtcModel(encoder, config.head, decoder).eval()
+
+
+def _refuse_unsupported(where: str, encoder: dict[str, Any]) -> None:
+    """Options of encoders that let padding into what a model hears, so that NeMo's own text depends on the batch."""
+    norm = encoder.get("conv_norm_type") or encoder.get("normalization_mode") or "batch"
+    if norm not in _NORMS:
+        raise ModelLoadError(f"{where}: its norm {norm!r} is not supported: only {', '.join(_NORMS)} ignore padding")
+    if encoder.get("conv_mask", True) is not True:
+        raise ModelLoadError(f"{where}: conv_mask: false is not supported: its convolutions run over padding")
+    if encoder.get("global_tokens"):
+        raise ModelLoadError(f"{where}: attention with global tokens is not supported: it reads padding")
+    if encoder.get("quantize"):
+        raise ModelLoadError(f"{where}: has quantizers of NVIDIA's pytorch-quantization inside; take the float model")
 
 
 def _mend_subsampling(encoder: Any) -> None:
