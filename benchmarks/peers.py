@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-Features = Sequence[NDArray[np.float32]]
+Inputs = Sequence[dict[str, NDArray[Any]]]
+"""What to calibrate on: a graph's inputs by their names."""
 
 
-def nncf_int8(float_graph: Path, features: Features, output: Path, **options: Any) -> Path:
-    """NNCF's post-training quantization of a graph with one input, as OpenVINO IR."""
+def nncf_int8(float_graph: Path, inputs: Inputs, output: Path, **options: Any) -> Path:
+    """NNCF's post-training quantization of a graph, as OpenVINO IR."""
     import nncf
     import openvino as ov
 
     nncf.set_log_level(logging.ERROR)
     model = ov.Core().read_model(float_graph)
-    quantized = nncf.quantize(model, nncf.Dataset(list(features), lambda x: {"features": x}), **options)
+    with redirect_stdout(StringIO()):  # a progress bar for every branch of the graph
+        quantized = nncf.quantize(model, nncf.Dataset(list(inputs)), **options)
     ov.save_model(quantized, output)
     return output
 
@@ -33,15 +36,15 @@ def onnxruntime_dynamic(float_graph: Path, output: Path) -> Path:
     return output
 
 
-def onnxruntime_static(float_graph: Path, features: Features, output: Path) -> Path:
+def onnxruntime_static(float_graph: Path, inputs: Inputs, output: Path) -> Path:
     """ONNX Runtime's static QDQ quantization at its defaults."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self._rows = iter([{"features": x} for x in features])
+            self._rows = iter(inputs)
 
-        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self._rows, None)
 
     quantize_static(float_graph, output, Reader())

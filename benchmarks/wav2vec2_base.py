@@ -55,7 +55,7 @@ def build(folder: Path, utterances: list[Utterance]) -> tuple[AsrModel, dict[str
     save_graph(export_float(model), graphs["float"])
     model.rewrite = rewrite
     save_graph(export_float(model), graphs["our float"])
-    features = [model.inputs([u.load(RATE)])[0].numpy() for u in utterances]
+    features = [{"features": model.inputs([u.load(RATE)])[0].numpy()} for u in utterances]
     say("NNCF int8")
     graphs["NNCF int8"] = peers.nncf_int8(graphs["float"], features, folder / "nncf.xml")
     graphs["NNCF int8 of our float graph"] = peers.nncf_int8(graphs["our float"], features, folder / "nncf-ours.xml")
