@@ -76,6 +76,18 @@ def test_weights_in_pytorchs_older_format(tiny_nemo_file: Callable[[str], Path],
     _same(load_model(old), load_model(tiny_nemo_file("quartznet")))
 
 
+def test_half_precision_weights_are_used_in_float32(tiny_nemo_file: Callable[[str], Path], tmp_path: Path) -> None:
+    files = tiny_nemo.contents(tiny_nemo_file("quartznet"))
+    state = torch.load(io.BytesIO(files["model_weights.ckpt"]), weights_only=True)
+    buffer = io.BytesIO()
+    torch.save({key: value.half() if value.ndim == 3 else value for key, value in state.items()}, buffer)
+    model = load_model(tiny_nemo.pack({**files, "model_weights.ckpt": buffer.getvalue()}, tmp_path / "half.nemo"))
+    assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
+    whole = load_model(tiny_nemo_file("quartznet")).transcriber().logprobs(SPEECH)
+    for mine, other in zip(model.transcriber().logprobs(SPEECH), whole, strict=True):
+        np.testing.assert_allclose(mine, other, atol=0.5)
+
+
 def test_a_configuration_as_nemo_before_1_0_wrote_it(tiny_nemo_file: Callable[[str], Path], tmp_path: Path) -> None:
     """Classes under `cls` with their arguments under `params`, numbers behind references, 1e-05 without a dot."""
 

@@ -89,7 +89,7 @@ def test_not_a_tar(tmp_path: Path, content: bytes) -> None:
     assert "not a tar archive" in said or "truncated or damaged" in said or f"has no {CONFIG}" in said
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "/tmp/evil.txt", "a/../../evil.txt", "..\\evil.txt"])
+@pytest.mark.parametrize("name", ["../evil.txt", "/tmp/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:\\evil.txt"])
 def test_a_member_outside_of_the_archive(good: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.nemo"
     with tarfile.open(path, "w") as tar:
@@ -173,7 +173,10 @@ def test_weights_that_run_code_are_not_read(good: Path, tmp_path: Path) -> None:
     assert trap.exists(), "a trap that does not work tests nothing"
 
 
-@pytest.mark.parametrize("weights", [[1, 2], {"encoder.x": 3}, torch.zeros(2)])
+@pytest.mark.parametrize(
+    "weights",
+    [[1, 2], {"x": 3}, torch.zeros(2), {"x": torch.zeros(2).to_sparse()}, {"x": torch.zeros(2, device="meta")}],
+)
 def test_weights_that_are_no_state_dict(good: Path, tmp_path: Path, weights: Any) -> None:
     assert "is no state dict" in _refusal(_with_object(good, tmp_path, weights))
 

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 import torch
@@ -71,8 +71,8 @@ class NemoArchive:
             except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = str(error).split("\n", 1)[0][:150]
                 raise ModelLoadError(f"{self.where}: {WEIGHTS} is damaged, copy the model again: {reason}") from None
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ModelLoadError(f"{self.where}: {WEIGHTS} is no state dict, which maps names to tensors")
+        if not isinstance(state, dict) or not all(_is_plain(value) for value in state.values()):
+            raise ModelLoadError(f"{self.where}: {WEIGHTS} is no state dict, which maps names to plain tensors")
         return state
 
     @contextmanager
@@ -124,8 +124,8 @@ def _members(where: str, tar: tarfile.TarFile, limit: int) -> dict[str, tarfile.
     members: dict[str, tarfile.TarInfo | Path] = {}
     size = 0
     for member in tar:
-        name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts or "\\" in member.name or ":" in name.parts[:1]:
+        name, windows = PurePosixPath(member.name), PureWindowsPath(member.name)
+        if windows.anchor or ".." in windows.parts:  # which takes slashes of both kinds
             raise ModelLoadError(f"{where}: its member {member.name!r} points outside of it: do not trust this file")
         if member.isdir():
             continue
@@ -139,6 +139,16 @@ def _members(where: str, tar: tarfile.TarFile, limit: int) -> dict[str, tarfile.
             raise ModelLoadError(f"{where}: would unpack to far more than its own size: do not trust this file")
         members[str(name)] = member
     return members
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether something is a tensor with all its values in memory: not sparse, not quantized, on no other device."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
 
 
 def _refuse_compressed(where: str, weights: IO[bytes]) -> None:
