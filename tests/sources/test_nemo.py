@@ -17,6 +17,7 @@ import torch
 from transformers import BertTokenizer
 
 from quantasr import load_model
+from quantasr.errors import ModelLoadError
 from quantasr.sources import AsrModel, nemo
 from quantasr.sources.nemo.archive import open_archive
 from quantasr.sources.nemo.config import read_config
@@ -65,6 +66,45 @@ def test_a_gzipped_archive_and_a_folder_are_the_plain_archive(
     any_name = tmp_path / "model.tar"
     any_name.write_bytes(file.read_bytes())
     _same(plain, load_model(any_name, source="nemo"))
+
+
+def test_a_hub_id_is_fetched_and_never_restored_by_nemo(
+    tiny_nemo_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    file, asked = tiny_nemo_file("hybrid"), []
+
+    def fetch(repository: str, name: str, revision: str | None = None) -> str:
+        asked.append((repository, name, revision))
+        if name != "other.nemo":
+            raise EntryNotFoundError("404")
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: ["README.md", "other.nemo"])
+    model = load_model("nvidia/stt_xx_tiny", revision="v2")
+    assert asked == [("nvidia/stt_xx_tiny", name, "v2") for name in ("stt_xx_tiny.nemo", "other.nemo")]
+    assert (model.name, model.provenance["model"], model.provenance["revision"]) == (
+        "stt_xx_tiny", "nvidia/stt_xx_tiny", "v2",
+    )  # fmt: skip
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: ["a.nemo", "b.nemo"])
+    with pytest.raises(ModelLoadError, match=r"its repository has 2 \.nemo files"):
+        load_model("nvidia/stt_xx_tiny")
+
+
+def test_a_name_of_nvidias_hub_is_fetched_and_never_restored_by_nemo(
+    tiny_nemo_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemo.collections.asr.models import ASRModel
+
+    def fetch(name: str, return_model_file: bool = False) -> str:
+        assert return_model_file
+        return str(tiny_nemo_file("hybrid"))
+
+    monkeypatch.setattr(ASRModel, "from_pretrained", fetch)
+    assert load_model("stt_xx_tiny").provenance["architecture"] == "EncDecHybridRNNTCTCModel"
 
 
 def test_weights_in_pytorchs_older_format(tiny_nemo_file: Callable[[str], Path], tmp_path: Path) -> None:
