@@ -94,3 +94,11 @@ def quantasr_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
         return Ran(code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_hf_folder: Callable[[str], Path], tiny_nemo_file: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Where the tiny model of a name, of whichever source, was saved."""
+    import tiny_hf
+
+    return lambda name: (tiny_hf_folder if name in tiny_hf.VARIANTS else tiny_nemo_file)(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_nemo
@@ -11,6 +12,7 @@ import torch
 from quantasr import sample
 from quantasr.artifact import Artifact
 from quantasr.engines import ENGINES
+from quantasr.engines.torch_native.backends import usable_backends
 from quantasr.measure.evaluate import evaluate
 from quantasr.pipeline import quantize
 from quantasr.runtime import load
@@ -40,10 +42,16 @@ def original(model: Path) -> Score:
     return score([str(utterance.text) for utterance in UTTERANCES], texts, "word")
 
 
-@pytest.fixture(scope="module", params=["default", "fast"])
-def artifact(model: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp(model.stem) / request.param
-    return quantize(model, folder, calibration=sample.calibration(), recipe=request.param)
+@pytest.fixture(scope="module")
+def artifact(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """By the recipe that takes every layer to int8."""
+    folder = tmp_path_factory.mktemp(model.stem) / "fast"
+    return quantize(model, folder, calibration=sample.calibration(), recipe="fast")
+
+
+def points_lost(artifact: Artifact, original: Score, **options: Any) -> float:
+    found = evaluate(load(artifact, **options), UTTERANCES, batch_size=8).wer
+    return 100 * (found.rate - original.rate)
 
 
 def test_the_model_has_learnt(original: Score) -> None:
@@ -53,5 +61,14 @@ def test_the_model_has_learnt(original: Score) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_artifact(artifact: Artifact, original: Score, engine: str) -> None:
-    found = evaluate(load(artifact, engine=engine, threads=1), UTTERANCES, batch_size=8).wer
-    assert 100 * (found.rate - original.rate) <= BAR
+    assert points_lost(artifact, original, engine=engine, threads=1) <= BAR
+
+
+# Two of the four, whose kernels have nothing in common, to save time; benchmarks/nemo_digits.py measures all.
+@pytest.mark.parametrize("backend", [name for name in ("onednn", "qnnpack") if name in usable_backends()])
+def test_native(model: Path, original: Score, backend: str, tmp_path: Path) -> None:
+    native = quantize(
+        model, tmp_path / "native", calibration=sample.calibration(), engine=f"torch:{backend}", all_layers=True
+    )
+    assert native.measured["int8_layers"] >= 20
+    assert points_lost(native, original) <= BAR

@@ -1,4 +1,4 @@
-"""Original, simulation and quantized graph of every Hugging Face family, on both engines, alone and in batches."""
+"""Original, simulation and quantized graph of every family of every source, on both engines, alone and in batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_hf
+import tiny_nemo
 from tiny_nets import exported, quantized
 
 from quantasr import load_model
@@ -27,8 +28,8 @@ ALIKE = {"wav2vec2-mms", "hubert-base", "hubert-large", "wavlm-adapter", "bert-r
 
 
 @pytest.mark.parametrize("name", [name for name in tiny_hf.VARIANTS if name not in ALIKE])
-def test_original_simulation_and_graph(name: str, tiny_hf_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    model = load_model(tiny_hf_folder(name))
+def test_original_simulation_and_graph(name: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = load_model(tiny_model(name))
     original = model.transcriber(chunk_seconds=0).logprobs(SPEECH)
     prepared = quantized(model, builtin_recipe(model.family, "fast"), CALIBRATION)
     with prepared.active(Phase.SIMULATE):

@@ -62,6 +62,25 @@ def test_folded_where_the_norm_reads_the_layer(
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
 
 
+class Flat(nn.Conv1d):
+    """A 1-d convolution computed as a 2-d one of height 1, as sources do for speed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight[:, :, None], self.bias, groups=self.groups)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_folded_where_1d_is_computed_in_2d(groups: int) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8)
+    norm._check_input_dim = lambda _: None  # type: ignore[method-assign]
+    model = Chain(Flat(8, 8, 3, groups=groups), norm).eval()
+    x = torch.randn(2, 8, 1, 20)
+    before = model(x)
+    assert fold_batch_norms(model, model, [x]) == [("layer", "norm")]
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+
+
 class UsedTwice(Chain):
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer(x)

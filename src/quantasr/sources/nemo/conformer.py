@@ -217,4 +217,4 @@ def _convolution(part: Any, x: Tensor, pad_mask: Tensor, cache: None = None) -> 
     x = part.batch_norm(x.transpose(1, 2)).transpose(1, 2) if over_channels else part.batch_norm(x)
     x = part.pointwise_conv2(part.activation(x))
     # With the channels innermost, as they are, this order of the axes moves nothing.
-    return x.permute(0, 2, 3, 1).squeeze(1) if flat else x.transpose(1, 2)
+    return x.permute(0, 2, 3, 1).flatten(1, 2) if flat else x.transpose(1, 2)

@@ -74,7 +74,7 @@ def _convolutional_encoder(encoder: Any, masks: Masks, audio_signal: Tensor, len
     masks.known.clear()
     hidden, length = encoder.encoder(([audio_signal.unsqueeze(2)], length))
     masks.known.clear()
-    return hidden[-1].squeeze(2), length
+    return hidden[-1].flatten(2), length
 
 
 def _masked_convolution(layer: Any, masks: Masks, x: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
