@@ -92,6 +92,7 @@ def quantize_native(
     say(f"calibrating on {len(utterances)} utterances")
     waves = Waves(utterances, model.sample_rate)
     calibrated = calibrate_native(prepared, waves, backends, seconds=options.seconds, progress=progress)
+    round_stored(prepared)
     chosen, times = fastest_backend(model, calibrated, options, say)
     backend = chosen.plan.backend.name
 
@@ -115,8 +116,9 @@ def quantize_native(
     def fill(folder: Path) -> None:
         for name, content in model.files.items():
             (folder / name).write_bytes(content)
-        skeleton = Skeleton(str(model.provenance["source"]), [norm for _, norm in prepared.folded])
-        save(folder, model.module, skeleton, chosen.plan, calibrated.weights, set(prepared.stored))
+        folded, halves = [norm for _, norm in prepared.folded], sorted(prepared.stored)
+        skeleton = Skeleton(str(model.provenance["source"]), folded, halves)
+        save(folder, model.module, skeleton, chosen.plan, calibrated.weights)
         write_parts(folder, prepared, _rows(prepared, chosen), utterances)
         found = describe(prepared, folder, parity, len(utterances), sum(waves.seconds))
         provenance = {**found.provenance, "engine": f"{TORCH}:{backend}", "compute": options.compute, "changes": notes}
@@ -128,6 +130,14 @@ def quantize_native(
     return Artifact.load(output)
 
 
+def round_stored(prepared: Prepared) -> None:
+    """Give the float rest the values of its float16 storage, so that what is measured is what is saved."""
+    parameters = dict(prepared.model.module.named_parameters())
+    for name in list(prepared.stored):
+        if name in parameters:
+            parameters[name].data = prepared.stored[name].float()
+
+
 def fastest_backend(
     model: AsrModel, calibrated: Calibrated, options: NativeOptions, say: Callable[[str], None]
 ) -> tuple[Chosen, dict[str, float]]:
@@ -136,7 +146,7 @@ def fastest_backend(
     for backend in options.backends:
         say(f"timing the layers on {backend.name}")
         found = choose(calibrated, backend, timing=options.timing)
-        if found.plan.layers:
+        if found.plan.layers or found.plan.dynamic:
             plans[backend.name] = found
     if not plans:
         raise EngineError(f"{model.name}: no layer gains in int8 on {', '.join(b.name for b in options.backends)}")
@@ -176,7 +186,7 @@ def _measured(model: AsrModel, chosen: Chosen, options: NativeOptions) -> dict[s
     return {
         "entries": trace.count("entry"),
         "exits": trace.count("exit"),
-        "int8_layers": len(chosen.plan.layers),
+        "int8_layers": len(chosen.plan.layers) + len(chosen.plan.dynamic),
         "int8_share": round(sum(op.macs for op in ops if op.precision == "int8") / total, 4),
     }
 
@@ -184,6 +194,7 @@ def _measured(model: AsrModel, chosen: Chosen, options: NativeOptions) -> dict[s
 def _rows(prepared: Prepared, chosen: Chosen) -> list[dict[str, Any]]:
     """A row for each layer: the recipe's, and what became of it."""
     rows = []
+    qconfigs = {plan.path: plan.qconfig for plan in prepared.plan} | prepared.native_only
     for plan in prepared.plan:
         row = plan.to_dict()
         layer = chosen.plan.layers.get(plan.path)
@@ -192,6 +203,10 @@ def _rows(prepared: Prepared, chosen: Chosen) -> list[dict[str, Any]]:
                 f"{chosen.plan.backend.name} {layer.geometry.function}{'_relu' if layer.output.relu else ''}"
             )
             row["gives"] = "int8" if layer.output.quantized else "float"
+        elif plan.path in chosen.plan.dynamic:
+            row["kernel"], row["gives"] = f"{chosen.plan.backend.name} {plan.kind}", "float"
+            row |= qconfigs[plan.path].summary()
+            row.pop("reason", None)
         elif plan.path in chosen.reasons:
             row["reason"] = chosen.reasons[plan.path]
         rows.append(row)

@@ -22,6 +22,7 @@ class LayerKind:
     channel_axis: int
     has_input: bool = True  # an embedding's input is indices: there is nothing to quantize
     depthwise: bool = False
+    native_only: bool = False  # no graph: only PyTorch's own engine quantizes it
 
     def includes(self, module: nn.Module) -> bool:
         """Whether ``module`` is of this kind."""
@@ -40,6 +41,12 @@ KINDS: dict[str, LayerKind] = {
     "conv3d": LayerKind(nn.Conv3d, 0),
     "conv_transpose1d": LayerKind(nn.ConvTranspose1d, 1),
     "embedding": LayerKind(nn.Embedding, 0, has_input=False),
+    "embedding_bag": LayerKind(nn.EmbeddingBag, 0, has_input=False, native_only=True),
+    "lstm": LayerKind(nn.LSTM, 0, native_only=True),
+    "gru": LayerKind(nn.GRU, 0, native_only=True),
+    "lstm_cell": LayerKind(nn.LSTMCell, 0, native_only=True),
+    "gru_cell": LayerKind(nn.GRUCell, 0, native_only=True),
+    "rnn_cell": LayerKind(nn.RNNCell, 0, native_only=True),
 }
 assert tuple(KINDS) == LAYER_KINDS
 

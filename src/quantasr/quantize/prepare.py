@@ -64,6 +64,7 @@ class Prepared:
     inputs: dict[str, InputQuantizer | DynamicInputQuantizer] = field(default_factory=dict)
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
     products: ProductQuantizers | None = None
+    native_only: dict[str, QConfig] = field(default_factory=dict)
     folded: list[tuple[str, str]] = field(default_factory=list)
     samples: Samples = field(default_factory=Samples)
     hooks: dict[str, RemovableHandle] = field(default_factory=dict)
@@ -141,6 +142,11 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
     prepared = Prepared(model, recipe, [], folded=folded)
     for path, (kind, layer) in layers.items():
         qconfig = recipe.qconfig(path, kind)
+        if KINDS[kind].native_only:
+            reason = "the recipe leaves it float" if qconfig.mode == "float" else "only PyTorch's own int8 quantizes it"
+            prepared.plan.append(LayerPlan(path, kind, FLOAT, (), reason))
+            prepared.native_only[path] = qconfig
+            continue
         weight: Tensor = layer.weight  # type: ignore[assignment]
         reason = "the recipe leaves it float" if qconfig.mode == "float" else ""
         prepared.plan.append(LayerPlan(path, kind, qconfig, tuple(weight.shape), reason))

@@ -27,6 +27,12 @@ LAYER_KINDS = (
     "conv3d",
     "conv_transpose1d",
     "embedding",
+    "embedding_bag",
+    "lstm",
+    "gru",
+    "lstm_cell",
+    "gru_cell",
+    "rnn_cell",
 )
 COMPUTE = ("auto", "fp32", "bf16")
 ENGINES = ("auto", "onnxruntime", "openvino")

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from quantasr.engines.torch_native.backends import Backend
+from quantasr.engines.torch_native.dynamic_plan import (
+    Dynamic,
+    find_dynamic,
+    make,
+    try_dynamic,
+    watch_inputs,
+    weights_of,
+)
 from quantasr.engines.torch_native.flow import Flow, Node
 from quantasr.engines.torch_native.kernels import StaticKernel, Weights
 from quantasr.engines.torch_native.plan import Plan, make_plan, needs_range
@@ -39,8 +47,10 @@ class Calibrated:
     weights: dict[str, Weights]
     inputs: dict[str, InputQuantizer]
     outputs: dict[str, Observer] = field(default_factory=dict)
-    floats: dict[str, nn.Parameter] = field(default_factory=dict)
-    """The float weights of layers whose place a kernel has taken."""
+    dynamic: Dynamic = field(default_factory=Dynamic)
+    floats: dict[str, nn.Module] = field(default_factory=dict)
+    parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The layers whose place a kernel has taken, and their float weights."""
 
     def input_params(self, backend: Backend) -> dict[str, QParams]:
         """The formats of the layers' inputs on ``backend``."""
@@ -55,19 +65,21 @@ class Calibrated:
         return _params(self.outputs[name], QType(backend.activation_bits, symmetric=False), relu)
 
     def install(self, plan: Plan, *, simulated: bool = False) -> None:
-        """Put the kernels of ``plan`` in; ``simulated`` computes the same rounding in float."""
+        """Put the kernels of ``plan`` in; ``simulated`` computes the rounding of static layers in float."""
         self.uninstall()
-        for path in plan.layers:
-            self.floats[path] = self.module.get_submodule(path)._parameters["weight"]  # type: ignore[assignment]
+        for path in (*plan.layers, *plan.dynamic):
+            self.floats[path] = self.module.get_submodule(path)
+            self.parameters[path] = dict(self.floats[path]._parameters)
         install(self.module, plan, self.weights, simulated=simulated)
 
     def uninstall(self) -> None:
         """Make the model float again."""
-        for path, weight in self.floats.items():
-            layer = self.module.get_submodule(path)
-            layer.__dict__.pop("weight")
-            layer.weight = weight
+        for path, layer in self.floats.items():
+            layer.__dict__.pop("weight", None)
+            layer._parameters.update(self.parameters[path])
+            replace_module(self.module, self.module.get_submodule(path), layer)
         self.floats.clear()
+        self.parameters.clear()
 
     def plan(self, backend: Backend, skip: Iterable[str] = ()) -> Plan:
         """Which layers run in int8 on ``backend`` and what they give, without those in ``skip``."""
@@ -101,10 +113,14 @@ def calibrate_native(
     static = {path: q for path, q in prepared.inputs.items() if isinstance(q, InputQuantizer)}
     weights = {id(_original(module.get_submodule(path))): path for path in static}
     flow = Flow(weights)
+    dynamic = find_dynamic(prepared)
+    hooks = watch_inputs(module, dynamic)
     with evaluating(module), torch.no_grad():
         with flow:
             out = graph(*prepared.model.probe(seconds))
         flow.finish(out)
+    for hook in hooks:
+        hook.remove()
     nodes = flow.nodes
     make = observer_factory(prepared.recipe.defaults.input_observer)
     outputs = {
@@ -117,11 +133,12 @@ def calibrate_native(
 
     with Flow(weights, observe):
         calibrate(prepared, waves, progress=progress)
-    convert(prepared)
+    if prepared.weights:
+        convert(prepared)
     static = {path: q for path, q in static.items() if path in prepared.inputs}
     found = {path: _weights(prepared, path, nodes[path].weight_shape) for path in static if path in nodes}
     strip(prepared)
-    return Calibrated(module, nodes, found, static, outputs)
+    return Calibrated(module, nodes, found | dynamic.weights, static, outputs, dynamic)
 
 
 def strip(prepared: Prepared) -> None:
@@ -136,7 +153,10 @@ def strip(prepared: Prepared) -> None:
 def choose(calibrated: Calibrated, backend: Backend, *, timing: bool = True) -> Chosen:
     """Plan for ``backend``, try every layer, leave out what fails or loses, and plan again until all stay."""
     trials = Trials(backend.name, calibrated.nodes, calibrated.weights)
-    reasons: dict[str, str] = {}
+    dynamic = calibrated.dynamic
+    reasons = dict(dynamic.reasons)
+    tried_dynamic = try_dynamic(calibrated.module, dynamic, backend.name)
+    reasons |= {path: reason for path, trial in tried_dynamic.items() if (reason := trial.reason(timing))}
     for path in calibrated.inputs:
         node = calibrated.nodes.get(path)
         if node is None or node.geometry is None:
@@ -146,7 +166,8 @@ def choose(calibrated: Calibrated, backend: Backend, *, timing: bool = True) -> 
         tried = trials.run(plan)
         lost = {path: reason for path, trial in tried.items() if (reason := trial.reason(timing))}
         if not lost:
-            return Chosen(plan, reasons, tried)
+            plan.dynamic = {path: layer for path, layer in dynamic.layers.items() if path not in reasons}
+            return Chosen(plan, reasons, tried | tried_dynamic)
         reasons |= lost
 
 
@@ -155,15 +176,31 @@ def install(module: nn.Module, plan: Plan, weights: Mapping[str, Weights], *, si
 
     ``simulated`` installs the same rounding computed in float.
     """
+    backend = plan.backend.name
     for path, layer in plan.layers.items():
-        put(module.get_submodule(path), StaticKernel(layer, weights[path], plan.backend.name, simulated))
+        put(module.get_submodule(path), StaticKernel(layer, weights[path], backend, simulated))
+    for path, dynamic in plan.dynamic.items():
+        original = module.get_submodule(path)
+        kernel = make(original, dynamic, weights_of(weights, path), backend)
+        if isinstance(kernel, nn.Module):
+            replace_module(module, original, kernel)
+        else:
+            put(original, kernel)
 
 
-def put(layer: nn.Module, kernel: Any, name: str = "weight") -> None:
-    """Let ``kernel`` stand for the weight ``name`` of a layer."""
-    shape = getattr(layer, name).shape
-    layer._parameters.pop(name, None)
-    layer.__dict__[name] = PackedWeight(shape, kernel)
+def replace_module(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` is registered; a module may have several names."""
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if child is old and old is not new:
+                setattr(part, name, new)
+
+
+def put(layer: nn.Module, kernel: Any) -> None:
+    """Let ``kernel`` stand for the weight of a layer."""
+    shape = layer.weight.shape
+    layer._parameters.pop("weight", None)
+    layer.__dict__["weight"] = PackedWeight(shape, kernel)  # type: ignore[arg-type]
 
 
 def _original(layer: nn.Module) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from quantasr.artifact import NATIVE, TENSORS
+from quantasr.engines.torch_native.backends import Backend
+from quantasr.engines.torch_native.convert import replace_module
+from quantasr.engines.torch_native.dynamic import DynamicLayer
 from quantasr.engines.torch_native.kernels import Geometry, Layer, Output, Weights
 from quantasr.engines.torch_native.plan import Plan
 from quantasr.engines.torch_native.tensors import QParams, Sum
@@ -24,34 +28,39 @@ _INTEGERS, _SCALE = "quantasr.integers.", "quantasr.scale."
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What makes the model again: its source, and norms that were folded into the layer before them."""
+    """What makes the model again: its source, norms that were folded, float weights that are stored in float16."""
 
     source: str
     folded: list[str]
+    halves: list[str] = field(default_factory=list)
 
 
-def save(
-    folder: Path, module: nn.Module, skeleton: Skeleton, plan: Plan, weights: dict[str, Weights], halves: set[str]
-) -> None:
-    """Write a converted ``module`` into ``folder``; the float weights named in ``halves`` in float16."""
+def save(folder: Path, module: nn.Module, skeleton: Skeleton, plan: Plan, weights: dict[str, Weights]) -> None:
+    """Write a converted ``module`` into ``folder``."""
+    halves = set(skeleton.halves)
     tensors = {
         name: (tensor.half() if name in halves else tensor).detach().clone().contiguous()
         for name, tensor in module.state_dict().items()
     }
-    for path in plan.layers:
-        tensors[_INTEGERS + path] = weights[path].integers.contiguous()
-        tensors[_SCALE + path] = weights[path].scale.contiguous()
+    for name in weight_names(plan, weights):
+        tensors[_INTEGERS + name] = weights[name].integers.contiguous()
+        tensors[_SCALE + name] = weights[name].scale.contiguous()
     save_file(tensors, folder / TENSORS)
     row = {
         "format": FORMAT,
         "torch": torch.__version__,
         "backend": plan.backend.name,
         **asdict(skeleton),
-        "halves": sorted(halves),
         "sums": [_sum_row(total) for total in plan.sums.values()],
         "layers": [_layer_row(layer) for layer in plan.layers.values()],
+        "dynamic": [asdict(layer) for layer in plan.dynamic.values()],
     }
     (folder / NATIVE).write_text(json.dumps(row, indent=1) + "\n", "utf-8")
+
+
+def weight_names(plan: Plan, weights: Mapping[str, Weights]) -> list[str]:
+    """Names in ``weights`` of what ``plan`` packs: a static layer's path, or a dynamic one's with the weight's name."""
+    return [*plan.layers, *(name for name in weights if name.rpartition(".")[0] in plan.dynamic)]
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -66,8 +75,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return row, tensors
 
 
-def read_layers(row: dict[str, Any]) -> tuple[dict[str, Layer], dict[str, Sum]]:
-    """The planned layers and sums; raises ``KeyError``, ``TypeError`` or ``ValueError`` where they are malformed."""
+def read_plan(row: dict[str, Any], backend: Backend) -> Plan:
+    """The plan as it was saved; raises ``KeyError``, ``TypeError`` or ``ValueError`` where they are malformed."""
     rows = {total["name"]: total for total in row["sums"]}
     sums: dict[str, Sum] = {}
 
@@ -93,45 +102,37 @@ def read_layers(row: dict[str, Any]) -> tuple[dict[str, Layer], dict[str, Sum]]:
         params = None if out["params"] is None else _params(out["params"])
         output = Output(bool(out["quantized"]), params, bool(out["relu"]), total(out["into"]), bool(out["contiguous"]))
         layers[str(given["path"])] = Layer(str(given["path"]), geometry, _params(given["input"]), output)
-    return layers, sums
+    dynamic = {d["path"]: DynamicLayer(str(d["path"]), str(d["kind"]), int(d["bits"])) for d in row["dynamic"]}
+    return Plan(backend, layers, sums, dynamic)
 
 
-def restore(
-    module: nn.Module, skeleton: Skeleton, tensors: dict[str, Tensor], layers: dict[str, Layer]
-) -> dict[str, Weights]:
+def restore(module: nn.Module, skeleton: Skeleton, tensors: dict[str, Tensor], plan: Plan) -> dict[str, Weights]:
     """Give a rebuilt ``module`` its saved values; the packed weights' integers come back.
 
     Raises :class:`ArtifactError` when names or shapes do not fit.
     """
     for path in skeleton.folded:
-        _replace(module, path)
+        replace_module(module, module.get_submodule(path), nn.Identity())
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith((_INTEGERS, _SCALE))}
-    state = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in state.items()}
+    halves = set(skeleton.halves)
+    state = {name: tensor.float() if name in halves else tensor for name, tensor in state.items()}
     for name, tensor in state.items():
         path, _, key = name.rpartition(".")
         part = module.get_submodule(path)
         if key == "bias" and getattr(part, "bias", tensor) is None:
             part.register_parameter("bias", nn.Parameter(torch.empty_like(tensor), requires_grad=False))
     missing, unexpected = module.load_state_dict(state, strict=False)
-    wrong = sorted(set(missing) - {f"{path}.weight" for path in layers}) + sorted(unexpected)
+    packed = {f"{path}.weight" for path in plan.layers} | {n.removeprefix(_INTEGERS) for n in tensors}
+    wrong = sorted(set(missing) - packed) + sorted(unexpected)
     if wrong:
         raise ArtifactError(f"the saved weights do not fit the model: {wrong[0]}: make the artifact again")
     found = {}
-    for path in layers:
+    for name in (n.removeprefix(_INTEGERS) for n in tensors if n.startswith(_INTEGERS)):
+        path = name if name in plan.layers else name.rpartition(".")[0]
         bias = getattr(module.get_submodule(path), "bias", None)
-        found[path] = Weights(
-            tensors[_INTEGERS + path], tensors[_SCALE + path], None if bias is None else bias.detach()
-        )
+        bias = bias.detach() if isinstance(bias, Tensor) else None  # a recurrent layer says whether it has any
+        found[name] = Weights(tensors[_INTEGERS + name], tensors[_SCALE + name], bias)
     return found
-
-
-def _replace(module: nn.Module, path: str) -> None:
-    """Put an identity in the place of the norm at ``path``, under all its names."""
-    norm = module.get_submodule(path)
-    for part in list(module.modules()):
-        for name, child in part.named_children():
-            if child is norm:
-                setattr(part, name, nn.Identity())
 
 
 def _params(row: dict[str, Any]) -> QParams:

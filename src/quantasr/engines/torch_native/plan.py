@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from quantasr.engines.torch_native.backends import Backend
+from quantasr.engines.torch_native.dynamic import DynamicLayer
 from quantasr.engines.torch_native.flow import Node
 from quantasr.engines.torch_native.kernels import Layer, Output
 from quantasr.engines.torch_native.tensors import QParams, Sum
@@ -16,11 +17,12 @@ Ranges = Callable[[str, bool], QParams]
 
 @dataclass
 class Plan:
-    """The layers that run in int8 on a backend, in the order in which they were first called."""
+    """The layers that run in int8 on a backend, in the order in which they were first called; and the dynamic ones."""
 
     backend: Backend
     layers: dict[str, Layer] = field(default_factory=dict)
     sums: dict[str, Sum] = field(default_factory=dict)
+    dynamic: dict[str, DynamicLayer] = field(default_factory=dict)
 
     def quantized(self, name: str) -> bool:
         """Whether the node ``name`` gives int8."""

@@ -6,8 +6,7 @@ from quantasr.artifact import Artifact
 from quantasr.engines.torch_native.backends import find_backend
 from quantasr.engines.torch_native.convert import install
 from quantasr.engines.torch_native.engine import NativeEngine
-from quantasr.engines.torch_native.folder import Skeleton, read, read_layers, restore
-from quantasr.engines.torch_native.plan import Plan
+from quantasr.engines.torch_native.folder import Skeleton, read, read_plan, restore
 from quantasr.errors import ArtifactError
 from quantasr.quantize.fold import bake_parametrizations
 from quantasr.sources import rebuild_model
@@ -21,10 +20,9 @@ def reload(artifact: Artifact, threads: int = 0) -> NativeEngine:
     model.make_exportable()
     bake_parametrizations(model.module)
     try:
-        layers, sums = read_layers(row)
-        skeleton = Skeleton(str(row["source"]), [str(path) for path in row["folded"]])
-        weights = restore(model.module, skeleton, tensors, layers)
-        plan = Plan(backend, layers, sums)
+        plan = read_plan(row, backend)
+        skeleton = Skeleton(str(row["source"]), list(map(str, row["folded"])), list(map(str, row["halves"])))
+        weights = restore(model.module, skeleton, tensors, plan)
         install(model.module, plan, weights)
     except ArtifactError as error:
         raise ArtifactError(f"{artifact.folder}: {error}") from None

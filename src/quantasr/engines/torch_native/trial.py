@@ -77,7 +77,7 @@ def try_layer(layer: Layer, shape: tuple[int, ...], weights: Weights, backend: s
         given = x if enters else QTensor(value)
         found = kernel.run(given)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        return Trial(f"{backend} has no kernel for it: {_first_line(error)}")
+        return Trial(f"{backend} has no kernel for it: {first_line(error)}")
     expected = StaticKernel(layer, weights, backend, simulated=True).run(given)
     if fault := _difference(found, expected):
         return Trial(f"{backend} computes it wrongly: {fault}")
@@ -123,6 +123,7 @@ def _milliseconds(seconds: float) -> str:
     return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What PyTorch has to say, without the lines that say where."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
