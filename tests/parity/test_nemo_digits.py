@@ -20,7 +20,7 @@ from quantasr.speech.manifest import read_manifest
 from quantasr.speech.scoring import Score, score
 
 MODELS = Path(__file__).parents[1] / "data" / "nemo"
-BAR = 0.3  # points of WER that int8 may lose
+BAR = 0.3  # points of WER that int8 may lose; with inputs in 4 bits QuartzNet loses 4.8, the Conformer 1.4
 UTTERANCES = read_manifest(sample.evaluation())
 
 
