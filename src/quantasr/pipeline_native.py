@@ -15,16 +15,19 @@ import torch
 from quantasr.artifact import TENSORS, Artifact, create
 from quantasr.artifact_parts import Waves, describe, write_parts
 from quantasr.engines import TORCH, TORCH_BACKENDS
-from quantasr.engines.torch_native.backends import Backend, adapt, find_backend, usable_backends
-from quantasr.engines.torch_native.convert import Calibrated, Chosen, calibrate_native, choose
+from quantasr.engines.torch_native.backends import FLOAT, Backend, adapt, find_backend, usable_backends
+from quantasr.engines.torch_native.convert import Calibrated, Chosen, calibrate_native, choose, strip
 from quantasr.engines.torch_native.engine import NativeEngine
 from quantasr.engines.torch_native.folder import Skeleton, save
+from quantasr.engines.torch_native.half import compute_in, find_dtype
+from quantasr.engines.torch_native.plan import Plan
 from quantasr.engines.torch_native.trace import traced
 from quantasr.errors import EngineError
 from quantasr.measure.agreement import agreement
 from quantasr.quantize import Prepared, prepare
 from quantasr.recipes import Recipe
 from quantasr.sources import AsrModel
+from quantasr.sources.asr_model import evaluating
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.transcript import Waveform
 
@@ -44,8 +47,10 @@ class NativeOptions:
     seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.backend not in ("auto", *TORCH_BACKENDS):
-            raise EngineError(f"backend {self.backend!r} is unknown: choose one of auto, {', '.join(TORCH_BACKENDS)}")
+        known = ("auto", *TORCH_BACKENDS, FLOAT.name)
+        if self.backend not in known:
+            raise EngineError(f"backend {self.backend!r} is unknown: choose one of {', '.join(known)}")
+        find_dtype(self.compute)
 
     @classmethod
     def of(cls, engine: str, compute: str | None = None, **options: Any) -> NativeOptions:
@@ -88,12 +93,20 @@ def quantize_native(
     fitted, notes = adapt(recipe, backends[:1])
     for text in notes:
         say(f"comparing {backends[0].name} with the recipe: {text}")
+    before = _seconds(model, options)
     prepared = prepare(model, fitted)
-    say(f"calibrating on {len(utterances)} utterances")
     waves = Waves(utterances, model.sample_rate)
-    calibrated = calibrate_native(prepared, waves, backends, seconds=options.seconds, progress=progress)
-    round_stored(prepared)
+    if options.backend == FLOAT.name:
+        utterances = []  # nothing is calibrated
+        strip(prepared)
+        calibrated = Calibrated(model.module, {}, {}, {})
+    else:
+        say(f"calibrating on {len(utterances)} utterances")
+        calibrated = calibrate_native(prepared, waves, backends, seconds=options.seconds, progress=progress)
+        round_stored(prepared)
+    compute_in(model.module, model.graph, options.compute)
     chosen, times = fastest_backend(model, calibrated, options, say)
+    times["original"] = before
     backend = chosen.plan.backend.name
 
     say(f"comparing {backend} with its simulation")
@@ -143,18 +156,20 @@ def fastest_backend(
 ) -> tuple[Chosen, dict[str, float]]:
     """The plan of the fastest backend, and seconds of every one and of the float model on one recording."""
     plans: dict[str, Chosen] = {}
+    if options.backend == FLOAT.name:
+        return Chosen(Plan(FLOAT), {}, {}), {FLOAT.name: _seconds(model, options)}
     for backend in options.backends:
         say(f"timing the layers on {backend.name}")
-        found = choose(calibrated, backend, timing=options.timing)
+        found = choose(calibrated, backend, timing=options.timing, dtype=find_dtype(options.compute))
         if found.plan.layers or found.plan.dynamic:
             plans[backend.name] = found
     if not plans:
         raise EngineError(f"{model.name}: no layer gains in int8 on {', '.join(b.name for b in options.backends)}")
     inputs = model.probe(options.seconds)
-    seconds: dict[str, list[float]] = {"float": [], **{name: [] for name in plans}}
+    seconds: dict[str, list[float]] = {FLOAT.name: [], **{name: [] for name in plans}}
     for turn in range(_ROUNDS + 1):
         for name, row in seconds.items():
-            calibrated.uninstall() if name == "float" else calibrated.install(plans[name].plan)
+            calibrated.uninstall() if name == FLOAT.name else calibrated.install(plans[name].plan)
             for repeat in range(2):  # the first run after packing takes memory
                 begin = time.perf_counter()
                 with torch.inference_mode():
@@ -166,12 +181,24 @@ def fastest_backend(
     return plans[best], times
 
 
+def _seconds(model: AsrModel, options: NativeOptions) -> float:
+    """Median seconds of the model as it is."""
+    inputs, found = model.probe(options.seconds), []
+    for _ in range(_ROUNDS):
+        begin = time.perf_counter()
+        with evaluating(model.module), torch.inference_mode():
+            model.graph(*inputs)
+        found.append(time.perf_counter() - begin)
+    return median(found[1:])
+
+
 def _slower(backend: str, times: dict[str, float]) -> str:
     """What must be said when int8 gains nothing, otherwise empty."""
-    if times[backend] < times["float"]:
+    fastest = min(times["original"], times[FLOAT.name])
+    if times[backend] < fastest or (backend == FLOAT.name and times[backend] < times["original"]):
         return ""
-    took = f"{times[backend] * 1e3:.1f} ms on {backend}, {times['float'] * 1e3:.1f} ms in float"
-    return f"native int8 is no faster than the float model here ({took}): use the float model, or a graph"
+    took = f"{times[backend] * 1e3:.1f} ms on {backend}, {fastest * 1e3:.1f} ms in float"
+    return f"this model is no faster than the original in PyTorch here ({took}): use that, or a graph"
 
 
 def _measured(model: AsrModel, chosen: Chosen, options: NativeOptions) -> dict[str, Any]:

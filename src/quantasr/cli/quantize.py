@@ -27,8 +27,9 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("--recipe", default="default", help="default, fast, or a TOML file (default: default)")
     command.add_argument(
         "--engine",
-        choices=[TORCH, f"{TORCH}:auto", *(f"{TORCH}:{name}" for name in TORCH_BACKENDS)],
-        help="PyTorch's own int8 instead of a graph; torch measures its backends and takes the fastest",
+        choices=[TORCH, f"{TORCH}:auto", *(f"{TORCH}:{name}" for name in (*TORCH_BACKENDS, "float"))],
+        help="PyTorch's own int8 instead of a graph; torch measures its backends and takes the fastest, torch:float "
+        "has no int8, for --compute bf16 or fp16 alone",
     )
     command.add_argument("--compute", choices=["fp32", "bf16", "fp16"], help="with --engine: type of the float rest")
     command.add_argument(

@@ -41,8 +41,14 @@ BACKENDS: dict[str, Backend] = {
 """Every backend by its name. All take affine activations, one scale each, and symmetric weights per channel."""
 
 
+FLOAT = Backend("float")
+"""No int8 at all, for half precision alone."""
+
+
 def find_backend(name: str) -> Backend:
     """The backend ``name``; raises :class:`EngineError` when it is unknown or missing in this build of PyTorch."""
+    if name == FLOAT.name:
+        return FLOAT
     if name not in BACKENDS:
         raise EngineError(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}, or auto")
     there = torch.backends.quantized.supported_engines

@@ -150,9 +150,14 @@ def strip(prepared: Prepared) -> None:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
 
 
-def choose(calibrated: Calibrated, backend: Backend, *, timing: bool = True) -> Chosen:
-    """Plan for ``backend``, try every layer, leave out what fails or loses, and plan again until all stay."""
-    trials = Trials(backend.name, calibrated.nodes, calibrated.weights)
+def choose(
+    calibrated: Calibrated, backend: Backend, *, timing: bool = True, dtype: torch.dtype = torch.float32
+) -> Chosen:
+    """Plan for ``backend``, try every layer, leave out what fails or loses, and plan again until all stay.
+
+    ``dtype`` is the type in which float layers run.
+    """
+    trials = Trials(backend.name, calibrated.nodes, calibrated.weights, dtype)
     dynamic = calibrated.dynamic
     reasons = dict(dynamic.reasons)
     tried_dynamic = try_dynamic(calibrated.module, dynamic, backend.name)

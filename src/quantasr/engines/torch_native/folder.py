@@ -23,7 +23,7 @@ from quantasr.engines.torch_native.tensors import QParams, Sum
 from quantasr.errors import ArtifactError
 
 FORMAT = 1
-_INTEGERS, _SCALE = "quantasr.integers.", "quantasr.scale."
+_INTEGERS, _SCALE, _BIAS = "quantasr.integers.", "quantasr.scale.", "quantasr.bias."
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ def save(folder: Path, module: nn.Module, skeleton: Skeleton, plan: Plan, weight
     for name in weight_names(plan, weights):
         tensors[_INTEGERS + name] = weights[name].integers.contiguous()
         tensors[_SCALE + name] = weights[name].scale.contiguous()
+        bias = weights[name].bias
+        if bias is not None:
+            tensors[_BIAS + name] = bias.contiguous()
     save_file(tensors, folder / TENSORS)
     row = {
         "format": FORMAT,
@@ -113,7 +116,7 @@ def restore(module: nn.Module, skeleton: Skeleton, tensors: dict[str, Tensor], p
     """
     for path in skeleton.folded:
         replace_module(module, module.get_submodule(path), nn.Identity())
-    state = {name: tensor for name, tensor in tensors.items() if not name.startswith((_INTEGERS, _SCALE))}
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith((_INTEGERS, _SCALE, _BIAS))}
     halves = set(skeleton.halves)
     state = {name: tensor.float() if name in halves else tensor for name, tensor in state.items()}
     for name, tensor in state.items():
@@ -127,11 +130,8 @@ def restore(module: nn.Module, skeleton: Skeleton, tensors: dict[str, Tensor], p
     if wrong:
         raise ArtifactError(f"the saved weights do not fit the model: {wrong[0]}: make the artifact again")
     found = {}
-    for name in (n.removeprefix(_INTEGERS) for n in tensors if n.startswith(_INTEGERS)):
-        path = name if name in plan.layers else name.rpartition(".")[0]
-        bias = getattr(module.get_submodule(path), "bias", None)
-        bias = bias.detach() if isinstance(bias, Tensor) else None  # a recurrent layer says whether it has any
-        found[name] = Weights(tensors[_INTEGERS + name], tensors[_SCALE + name], bias)
+    for name in (key.removeprefix(_INTEGERS) for key in tensors if key.startswith(_INTEGERS)):
+        found[name] = Weights(tensors[_INTEGERS + name], tensors[_SCALE + name], tensors.get(_BIAS + name))
     return found
 
 

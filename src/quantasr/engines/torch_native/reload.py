@@ -7,6 +7,7 @@ from quantasr.engines.torch_native.backends import find_backend
 from quantasr.engines.torch_native.convert import install
 from quantasr.engines.torch_native.engine import NativeEngine
 from quantasr.engines.torch_native.folder import Skeleton, read, read_plan, restore
+from quantasr.engines.torch_native.half import compute_in
 from quantasr.errors import ArtifactError
 from quantasr.quantize.fold import bake_parametrizations
 from quantasr.sources import rebuild_model
@@ -23,6 +24,7 @@ def reload(artifact: Artifact, threads: int = 0) -> NativeEngine:
         plan = read_plan(row, backend)
         skeleton = Skeleton(str(row["source"]), list(map(str, row["folded"])), list(map(str, row["halves"])))
         weights = restore(model.module, skeleton, tensors, plan)
+        compute_in(model.module, model.graph, artifact.compute)
         install(model.module, plan, weights)
     except ArtifactError as error:
         raise ArtifactError(f"{artifact.folder}: {error}") from None

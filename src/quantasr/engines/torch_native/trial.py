@@ -18,6 +18,8 @@ from quantasr.engines.torch_native.tensors import QParams, QTensor, dequantize, 
 _ROUNDS = 7
 _ENOUGH = 0.5  # seconds for one layer, after which no further round begins
 
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
 Signature = tuple[object, ...]
 
 
@@ -28,13 +30,16 @@ class Trial:
     fault: str = ""
     int8_seconds: float = 0.0
     float_seconds: float = 0.0
+    float_type: str = "fp32"
 
     def reason(self, timing: bool) -> str:
         """Why the layer stays float; empty when it does not."""
         if self.fault:
             return self.fault
         if timing and self.int8_seconds >= self.float_seconds:
-            return f"{_milliseconds(self.int8_seconds)} in int8, {_milliseconds(self.float_seconds)} in fp32"
+            return (
+                f"{_milliseconds(self.int8_seconds)} in int8, {_milliseconds(self.float_seconds)} in {self.float_type}"
+            )
         return ""
 
 
@@ -50,8 +55,10 @@ def signature(layer: Layer, node: Node, weights: Weights, enters: bool) -> Signa
 class Trials:
     """Trials of one backend; layers with the same signature are timed once."""
 
-    def __init__(self, backend: str, nodes: Mapping[str, Node], weights: Mapping[str, Weights]) -> None:
-        self._backend, self._nodes, self._weights = backend, nodes, weights
+    def __init__(
+        self, backend: str, nodes: Mapping[str, Node], weights: Mapping[str, Weights], dtype: torch.dtype
+    ) -> None:
+        self._backend, self._nodes, self._weights, self._dtype = backend, nodes, weights, dtype
         self._known: dict[Signature, Trial] = {}
 
     def run(self, plan: Plan) -> dict[str, Trial]:
@@ -62,15 +69,25 @@ class Trials:
             enters = not all(plan.quantized(source) for source in node.sources)
             key = signature(layer, node, self._weights[path], enters)
             if key not in self._known:
-                self._known[key] = try_layer(layer, node.shape, self._weights[path], self._backend, enters)
+                self._known[key] = try_layer(layer, node.shape, self._weights[path], self._backend, enters, self._dtype)
             found[path] = self._known[key]
         return found
 
 
 @torch.no_grad()
-def try_layer(layer: Layer, shape: tuple[int, ...], weights: Weights, backend: str, enters: bool) -> Trial:
-    """Build the kernel of ``layer``, compare it with its simulation, and time it against the float layer."""
-    x = _noise(shape, layer.input)
+def try_layer(
+    layer: Layer,
+    shape: tuple[int, ...],
+    weights: Weights,
+    backend: str,
+    enters: bool,
+    dtype: torch.dtype = torch.float32,
+) -> Trial:
+    """Build the kernel of ``layer``, compare it with its simulation, and time it against the float layer.
+
+    ``enters`` tells that the kernel gets a float tensor; ``dtype`` is the type in which the float layer would run.
+    """
+    x = _noise(shape, layer.input).to(dtype)
     try:
         kernel = StaticKernel(layer, weights, backend)
         value = quantize(x, layer.input)
@@ -81,7 +98,8 @@ def try_layer(layer: Layer, shape: tuple[int, ...], weights: Weights, backend: s
     expected = StaticKernel(layer, weights, backend, simulated=True).run(given)
     if fault := _difference(found, expected):
         return Trial(f"{backend} computes it wrongly: {fault}")
-    real = weights.real(layer.geometry.function == "conv_transpose1d")
+    real = weights.real(layer.geometry.function == "conv_transpose1d").to(dtype)
+    bias = None if weights.bias is None else weights.bias.to(dtype)
     times: tuple[list[float], list[float]] = [], []
     begin = time.perf_counter()
     for turn in range(_ROUNDS + 1):
@@ -89,7 +107,7 @@ def try_layer(layer: Layer, shape: tuple[int, ...], weights: Weights, backend: s
         kernel.run(given)
         middle = time.perf_counter()
         # In the middle of a region in int8, a float layer costs an exit before it and an entry behind it as well.
-        out = float_call(layer.geometry, x if enters else dequantize(value), real, weights.bias)
+        out = float_call(layer.geometry, x if enters else dequantize(value).to(dtype), real, bias)
         if layer.output.quantized and layer.output.params is not None:
             quantize(out, layer.output.params)
         end = time.perf_counter()
@@ -98,7 +116,7 @@ def try_layer(layer: Layer, shape: tuple[int, ...], weights: Weights, backend: s
             times[1].append(end - middle)
         if turn and end - begin > _ENOUGH:
             break
-    return Trial("", median(times[0]), median(times[1]))
+    return Trial("", median(times[0]), median(times[1]), _NAMES.get(dtype, str(dtype)))
 
 
 def _difference(found: Tensor, expected: Tensor) -> str:
