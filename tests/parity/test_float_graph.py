@@ -11,6 +11,7 @@ import onnx
 import pytest
 import tiny_hf
 import tiny_nemo
+from numpy.typing import NDArray
 
 from quantasr import load_model
 from quantasr.engines import ENGINES, EngineOptions, load_engine
@@ -27,19 +28,23 @@ class Exported(NamedTuple):
     model: AsrModel
     graph: onnx.ModelProto
     path: Path
+    waves: list[NDArray[np.float32]]
+    original: list[NDArray[np.float32]]
 
 
-@pytest.fixture(scope="module", params=[*tiny_hf.VARIANTS, *tiny_nemo.VARIANTS])
+@pytest.fixture(scope="module", params=[*tiny_hf.VARIANTS, *tiny_nemo.VARIANTS, *tiny_nemo.NOT_RUN_BY_NEMO])
 def exported(
     request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
     model = load_model(tiny_model(request.param))
     # At the length of the trace itself, so that anything that is cached by length would be frozen into the graph.
     model.transcriber().logprobs(tiny_hf.speech(1.5))
+    waves = [*SPEECH, SPEECH[0][: model.min_samples]]
+    original = model.transcriber(chunk_seconds=0, batch_size=1).logprobs(waves)  # before anything is rewritten
     graph = export_float(model)
     path = tmp_path_factory.mktemp(request.param) / "graph.onnx"
     save_graph(graph, path)
-    return Exported(model, graph, path)
+    return Exported(model, graph, path, waves, original)
 
 
 def _on(engine: str, exported: Exported, batch_size: int) -> CtcTranscriber:
@@ -61,11 +66,9 @@ def _on(engine: str, exported: Exported, batch_size: int) -> CtcTranscriber:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_any_length_and_any_batch_give_what_the_original_gives(exported: Exported, engine: str) -> None:
-    shortest = SPEECH[0][: exported.model.min_samples]
-    waves = [*SPEECH, shortest]
-    original = exported.model.transcriber(chunk_seconds=0).logprobs(waves)
     for batch_size in (1, 4):
-        for expected, found in zip(original, _on(engine, exported, batch_size).logprobs(waves), strict=True):
+        logprobs = _on(engine, exported, batch_size).logprobs(exported.waves)
+        for expected, found in zip(exported.original, logprobs, strict=True):
             assert found.shape == expected.shape
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -27,8 +27,6 @@ def rewrite_conformer(encoder: Any) -> None:
         name = type(part).__name__
         if name == "ConvSubsampling" and part.conv2d_subsampling:
             part.forward = partial(_convolutional_subsampling, part)
-        elif name == "StackingSubsampling":
-            part.forward = partial(_stacking_subsampling, part)
         elif name == "ConformerLayer" and part.self_attention_model == "rel_pos_local_attn":
             part.self_attention_model = (
                 "rel_pos"  # so that its attention is given the bias, which leaves out what is far
@@ -127,28 +125,16 @@ def _convolutional_subsampling(part: Any, x: Tensor, lengths: Tensor) -> tuple[T
     """``[batch, frames, bins]`` -> ``[batch, frames', width]``; masked where a convolution can see padding."""
     x = x[:, None]
     for layer in part.conv:
-        conv: Any = layer if isinstance(layer, nn.Conv2d) else None
-        if conv is not None and conv.kernel_size != (1, 1):
+        kernel, stride = getattr(layer, "kernel_size", (1, 1)), getattr(layer, "stride", (1, 1))
+        if kernel != (1, 1):
             x = x * within(lengths, x.shape[2])[:, None, :, None].to(x.dtype)
         x = layer(x)
-        if conv is not None and conv.stride != (1, 1):
-            # A causal convolution pads by itself.
-            padded = conv._left_padding + conv._right_padding if hasattr(conv, "_left_padding") else 2 * conv.padding[0]
-            lengths = torch.div(lengths + padded - conv.kernel_size[0], conv.stride[0], rounding_mode="floor") + 1
+        if stride != (1, 1):
+            # What pads by itself, or not on both sides alike, says so.
+            uneven = hasattr(layer, "_left_padding")
+            padded = layer._left_padding + layer._right_padding if uneven else 2 * layer.padding[0]
+            lengths = torch.div(lengths + padded - kernel[0], stride[0], rounding_mode="floor") + 1
     return part.out(x.transpose(1, 2).flatten(2)), lengths
-
-
-def _stacking_subsampling(part: Any, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """``[batch, frames, bins]`` -> ``[batch, ceil(frames / factor), width]``; each row ends as it does alone."""
-    factor = part.subsampling_factor
-    batch, frames, bins = x.shape
-    x = x * within(lengths, frames)[:, :, None].to(x.dtype)
-    stacks = (frames + factor - 1) // factor
-    x = functional.pad(x, (0, 0, 0, factor - 1))[:, : stacks * factor]
-    if part.pre_norm is not None:
-        x = part.pre_norm(x)
-    x = part.proj_out(x.reshape(batch, stacks, bins * factor))
-    return x, torch.div(lengths + factor - 1, factor, rounding_mode="floor")
 
 
 def _attention(

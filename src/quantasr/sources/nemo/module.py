@@ -168,11 +168,12 @@ def _stack_frames(subsampling: Any, x: Tensor, lengths: Tensor) -> tuple[Tensor,
     So they are in NeMo, whose preprocessor adds a frame of padding to each recording: its count is rounded down.
     """
     factor = subsampling.subsampling_factor
-    x = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % factor))
     if subsampling.pre_norm is not None:
         x = subsampling.pre_norm(x)
-    stacks = x.reshape(len(x), x.shape[1] // factor, -1)
-    return subsampling.proj_out(stacks), torch.div(lengths, factor, rounding_mode="floor")
+    batch, frames, bins = x.shape
+    stacks = frames // factor
+    x = subsampling.proj_out(x[:, : stacks * factor].reshape(batch, stacks, factor * bins))
+    return x, torch.div(lengths, factor, rounding_mode="floor")
 
 
 def _mask(x: Tensor, lengths: Tensor) -> Tensor:
