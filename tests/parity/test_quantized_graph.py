@@ -35,8 +35,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_original_simulation_and_graph(name: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     model = load_model(tiny_model(name))
-    # One at a time: in a batch, NeMo counts a frame too few where it stacks them.
-    original = model.transcriber(chunk_seconds=0, batch_size=1).logprobs(SPEECH)
+    original = model.transcriber(chunk_seconds=0).logprobs(SPEECH)
     prepared = quantized(model, builtin_recipe(model.family, "fast"), CALIBRATION)
     with prepared.active(Phase.SIMULATE):
         simulation = model.transcriber(chunk_seconds=0).logprobs(SPEECH)
@@ -44,9 +43,9 @@ def test_original_simulation_and_graph(name: str, tiny_model: Callable[[str], Pa
         again = model.transcriber(chunk_seconds=0).logprobs(SPEECH)
     # Rewritten for export and with weight norm computed once, but the same model.
     assert agreement(original, again).largest_difference < 1e-4
-    if (
-        name in tiny_hf.VARIANTS
-    ):  # the heads of the tiny NeMo models magnify noise; trained ones are in test_nemo_digits
+    # The tiny NeMo models' heads magnify noise, so that their texts differ; test_nemo_digits has trained ones.
+    spared = name in tiny_hf.VARIANTS
+    if spared:
         assert 1e-3 < _relative_error(simulation, original) < 0.1
 
     path = exported(prepared, tmp_path)
@@ -68,16 +67,8 @@ def test_original_simulation_and_graph(name: str, tiny_model: Callable[[str], Pa
             for size in (1, 3)
         )
         # Random weights have next to no margins, so where a rounding border was crossed another token may win.
-        print(
-            name,
-            engine,
-            _relative_error(simulation, original),
-            agreement(simulation, original).same_argmax,
-            _relative_error(alone, simulation),
-            agreement(alone, simulation).same_argmax,
-            _relative_error(together, alone),
-            agreement(together, alone).same_argmax,
-        )
+        assert _relative_error(alone, simulation) < (0.03 if spared else 0.2)
+        assert _relative_error(together, alone) < 0.01
         for a, b in zip(alone, together, strict=True):
             assert a.shape == b.shape and np.isfinite(b).all()
 
