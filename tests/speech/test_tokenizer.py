@@ -145,7 +145,9 @@ def test_bytes_are_put_together_to_characters() -> None:
 
 @pytest.mark.parametrize("kind", ["characters", "pieces"])
 def test_round_trip_through_json(kind: str) -> None:
-    tokenizer = CtcTokenizer(("▁a", "|", "ß"), 1, None, frozenset({0, 1}), True, kind, "<unk>", "_", True, True, ".", True)
+    tokenizer = CtcTokenizer(
+        ("▁a", "|", "ß"), 1, None, frozenset({0, 1}), True, kind, "<unk>", "_", True, True, ".", True
+    )
     assert CtcTokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
 
 
