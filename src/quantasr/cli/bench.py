@@ -12,13 +12,14 @@ from quantasr.cli.output import say, show, write_json
 _EXAMPLES = """\
   quantasr bench out/ --threads 2
   quantasr bench out-default/ out-fast/ --original ./my-model --audio speech.wav --rounds 30
+  quantasr bench native-onednn/ native-fbgemm/ out/ --original ./my-model --manifest test.jsonl
 """
 
 
 def add(subparsers: Any) -> argparse.ArgumentParser:
     """Add the subcommand."""
     command = add_command(
-        subparsers, "bench", "Time, memory, size and int8 share on every engine, interleaved in one run.", _EXAMPLES
+        subparsers, "bench", "Time, memory, size, int8 share and WER on every engine, in one run.", _EXAMPLES
     )
     command.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT")
     command.add_argument("--original", metavar="MODEL", help="the model that they were made from, timed in PyTorch")
@@ -28,6 +29,8 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     )
     add_threads(command)
     command.add_argument("--rounds", type=count, default=15, metavar="N", help="turns that count (15)")
+    command.add_argument("--manifest", metavar="MANIFEST", help="speech with reference texts: the error rates as well")
+    command.add_argument("--limit", type=count, metavar="N", help="the first N utterances of it only")
     command.add_argument("--no-memory", action="store_true", help="skip the processes that measure memory")
     add_trust(command)
     return command
@@ -41,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from quantasr.measure.bench import bench
     from quantasr.measure.report import bench_table
     from quantasr.speech.audio import load_audio
+    from quantasr.speech.manifest import read_manifest, require_texts
 
     artifacts = [Artifact.load(folder) for folder in arguments.artifacts]
     rate = artifacts[0].frontend.sample_rate
@@ -48,6 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         wave = load_audio(arguments.audio, rate)[: round(arguments.seconds * rate)]
     else:
         wave = np.random.default_rng(0).normal(0, 0.1, round(arguments.seconds * rate)).astype(np.float32)
+    utterances = read_manifest(arguments.manifest, trust=arguments.trust) if arguments.manifest else []
+    utterances = utterances[: arguments.limit]
+    require_texts(utterances)
     original = None
     if arguments.original:
         from quantasr.measure.original import load_original
@@ -61,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         rounds=arguments.rounds,
         memory=not arguments.no_memory,
+        utterances=utterances,
         progress=True,
     )
     if arguments.json:

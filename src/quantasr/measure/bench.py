@@ -16,9 +16,12 @@ from quantasr.engines import Engine, EngineOptions, load_engine
 from quantasr.engines.selection import candidates
 from quantasr.errors import ArtifactError
 from quantasr.measure.audit import audit
+from quantasr.measure.evaluate import evaluate_systems
 from quantasr.measure.footprint import Footprint, footprint
 from quantasr.measure.latency import Ratio, Timing, ratio, time_interleaved
 from quantasr.runtime import ArtifactTranscriber, load_native
+from quantasr.speech.manifest import Utterance
+from quantasr.speech.scoring import Score
 from quantasr.speech.transcript import Transcriber, Waveform
 
 
@@ -33,6 +36,7 @@ class BenchRow:
     threads: int
     footprint: Footprint | None = None
     int8_share: float | None = None
+    wer: Score | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -44,6 +48,7 @@ class BenchRow:
             "size_bytes": self.size,
             "footprint": None if self.footprint is None else self.footprint.to_dict(),
             "int8_share": self.int8_share,
+            "wer": None if self.wer is None else self.wer.to_dict(),
         }
 
 
@@ -64,11 +69,13 @@ def bench(
     threads: int = 0,
     rounds: int = 15,
     memory: bool = True,
+    utterances: Sequence[Utterance] = (),
     progress: bool = False,
 ) -> list[BenchRow]:
     """Time ``wave`` (mono, at the models' rate) on the original and on every engine and compute type, interleaved.
 
-    ``memory`` starts one more process for each system to see its peak memory and load time. Raises
+    ``memory`` starts one more process for each system to see its peak memory and load time; ``utterances`` with texts,
+    if any, give each system's word error rate. Raises
     :class:`ArtifactError` when the models' sample rates differ, and :class:`EngineError` when an engine fails.
     """
     rates = {artifact.name: artifact.frontend.sample_rate for artifact in artifacts}
@@ -97,9 +104,12 @@ def bench(
     prints: list[Footprint | None] = [None] * len(systems)
     if memory:
         prints = _footprints(arguments, wave, systems[0].sample_rate, count)
+    rates_of: list[Score | None] = [None] * len(systems)
+    if utterances:
+        rates_of = [result.wer for result in evaluate_systems(systems, utterances, progress=progress).results]
     return [
-        BenchRow(label, timing, ratio(timing, timings[0]), size, count, needs, share)
-        for label, timing, size, needs, share in zip(labels, timings, sizes, prints, shares, strict=True)
+        BenchRow(label, timing, ratio(timing, timings[0]), size, count, needs, share, wer)
+        for label, timing, size, needs, share, wer in zip(labels, timings, sizes, prints, shares, rates_of, strict=True)
     ]
 
 

@@ -84,6 +84,7 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
             "peak memory",
             "size",
             "int8 MACs",
+            *(["WER [95 %]"] if rows[0].wer else []),
         ),
         caption="RTF: processing time ÷ audio time, lower is better. int8 MACs: share of all multiply-accumulates, "
         "as the engine reports its kernels.",
@@ -99,6 +100,7 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
             "" if row.footprint is None else megabytes(row.footprint.peak_bytes),
             megabytes(row.size),
             "" if row.int8_share is None else percent(row.int8_share),
+            *([_rate(row.wer)] if row.wer else []),
         )
     return table
 
