@@ -73,6 +73,9 @@ def quantize(
     Raises the errors of each step: see :mod:`quantasr.errors`.
     """
     output = Path(output)
+    if engine is None and (compute is not None or all_layers):
+        raise EngineError("compute and all_layers are for PyTorch's own int8: name its engine too (--engine torch)")
+    native = None if engine is None else NativeOptions.of(engine, compute, timing=not all_layers)
     check_target(output, overwrite=overwrite)
     utterances = utterances_of(calibration, trust=trust)[:limit]
     if not utterances:
@@ -83,9 +86,8 @@ def quantize(
         say(f"loading {model}")
         model = load_model(model, trust=trust)
     chosen = find_recipe(recipe, model.family)
-    if engine is not None:
+    if native is not None:
         speech = [u.load(model.sample_rate) for u in utterances[:_PARITY_UTTERANCES]]
-        native = NativeOptions.of(engine, compute, timing=not all_layers)
         return quantize_native(
             model, output, utterances, speech, chosen, native, overwrite=overwrite, progress=progress, say=say
         )
