@@ -98,13 +98,14 @@ def read_plan(row: dict[str, Any], backend: Backend) -> Plan:
         total(name)
     layers = {}
     for given in row["layers"]:
-        shape = given["geometry"]
-        sizes = {key: tuple(map(int, shape[key])) for key in ("stride", "padding", "dilation", "output_padding")}
-        geometry = Geometry(function=str(shape["function"]), groups=int(shape["groups"]), **sizes)
+        called = given["geometry"]
+        sizes = {key: tuple(map(int, called[key])) for key in ("stride", "padding", "dilation", "output_padding")}
+        geometry = Geometry(function=str(called["function"]), groups=int(called["groups"]), **sizes)
         out = given["output"]
         params = None if out["params"] is None else _params(out["params"])
         output = Output(bool(out["quantized"]), params, bool(out["relu"]), total(out["into"]), bool(out["contiguous"]))
-        layers[str(given["path"])] = Layer(str(given["path"]), geometry, _params(given["input"]), output)
+        path, shape = str(given["path"]), tuple(map(int, given["shape"]))
+        layers[path] = Layer(path, geometry, _params(given["input"]), output, shape)
     dynamic = {d["path"]: DynamicLayer(str(d["path"]), str(d["kind"]), int(d["bits"])) for d in row["dynamic"]}
     return Plan(backend, layers, sums, dynamic)
 

@@ -71,12 +71,13 @@ class Output:
 
 @dataclass(frozen=True)
 class Layer:
-    """Everything about a static layer but its weights."""
+    """Everything about a static layer but its weights; ``shape`` is that of an input for which they are laid out."""
 
     path: str
     geometry: Geometry
     input: QParams
     output: Output
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,13 +240,16 @@ def _pack(layer: Layer, weights: Weights, backend: str) -> Any:
     """The weight in the form that the kernel wants; raises what PyTorch raises where there is no kernel."""
     g = layer.geometry
     if layer.output.params is None:
+        # Without a shape, weights are laid out in a way that some kernels must change in every call.
+        shape = list(layer.shape) or None
         if g.function == "linear":
-            return torch.ops.onednn.qlinear_prepack(weights.integers.contiguous(), None)
+            rows = None if shape is None else [prod(shape[:-1]), shape[-1]]
+            return torch.ops.onednn.qlinear_prepack(weights.integers.contiguous(), rows)
         if g.function not in _POINTWISE:
             raise NotImplementedError(f"no kernel of {g.function} gives float")
         return torch.ops.onednn.qconv_prepack(
             weights.integers, weights.scale, layer.input.scale, layer.input.zero_point,
-            *(g.stride, g.padding, g.dilation, g.groups),
+            *(g.stride, g.padding, g.dilation, g.groups, shape),
         )  # fmt: skip
     axis = 1 if g.function == "conv_transpose1d" else 0
     quantized = torch._make_per_channel_quantized_tensor(

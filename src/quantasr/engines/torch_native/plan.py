@@ -78,7 +78,7 @@ def make_plan(
         else:
             rounded = None if backend.float_output else ranges(name, node.relu)
             output = Output(False, rounded, node.relu, contiguous=node.laid_out)
-        plan.layers[name] = Layer(name, node.geometry, inputs[name], output)
+        plan.layers[name] = Layer(name, node.geometry, inputs[name], output, node.shape)
     return plan
 
 
