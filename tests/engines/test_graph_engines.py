@@ -45,8 +45,7 @@ def texts(artifact: Artifact, waves: list[Waveform], **options: object) -> list[
 def test_engines_agree_with_the_speakers(artifact: Artifact, waves: list[Waveform]) -> None:
     references = [u.text for u in read_manifest(sample.evaluation())[:10]]
     systems = [("onnxruntime", "fp32"), ("openvino", "fp32")]
-    if openvino.has_bf16():
-        systems.append(("openvino", "bf16"))
+    systems += [("openvino", compute) for compute in openvino.compute_types()[1:]]
     for engine, compute in systems:
         found = texts(artifact, waves, engine=engine, compute=compute)
         assert sum(a == b for a, b in zip(found, references, strict=True)) >= 9, (engine, compute)
@@ -122,12 +121,15 @@ def test_options_are_checked() -> None:
             EngineOptions(**options)  # type: ignore[arg-type]
 
 
-def test_bf16_is_refused_where_it_cannot_be(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EngineError, match="ONNX Runtime's CPU kernels have no bf16; use engine openvino, or fp32"):
-        load_engine("onnxruntime", artifact.graph, EngineOptions(1, "bf16"))
-    monkeypatch.setattr(openvino, "has_bf16", lambda: False)
-    with pytest.raises(EngineError, match="this CPU has no bf16 instructions; use fp32 or auto"):
-        load_engine("openvino", artifact.graph, EngineOptions(1, "bf16"))
+@pytest.mark.parametrize("compute", ["bf16", "fp16"])
+def test_half_precision_is_refused_where_it_cannot_be(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, compute: str
+) -> None:
+    with pytest.raises(EngineError, match=f"'{compute}': ONNX Runtime's CPU kernels have none; use engine openvino"):
+        load_engine("onnxruntime", artifact.graph, EngineOptions(1, compute))
+    monkeypatch.setattr(openvino, "compute_types", lambda: ("fp32",))
+    with pytest.raises(EngineError, match=f"this CPU has no {compute} instructions; use fp32 or auto"):
+        load_engine("openvino", artifact.graph, EngineOptions(1, compute))
     assert load_engine("openvino", artifact.graph, EngineOptions(1, "auto")).compute == "fp32"
 
 

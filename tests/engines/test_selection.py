@@ -56,7 +56,7 @@ class World:
         self.broken: set[str] = set()
         self.loaded: list[str] = []
         monkeypatch.setenv("QUANTASR_CACHE", str(cache))
-        monkeypatch.setattr(openvino, "has_bf16", lambda: True)
+        monkeypatch.setattr(openvino, "compute_types", lambda: ("fp32", "bf16"))
         monkeypatch.setattr(selection, "load_engine", self._load)
         monkeypatch.setattr(selection, "time", self.clock)
 
@@ -189,7 +189,7 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_candidates_are_what_this_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino, "has_bf16", lambda: False)
+    monkeypatch.setattr(openvino, "compute_types", lambda: ("fp32",))
     assert [(name, options.compute) for name, options in candidates(EngineOptions())] == [
         ("onnxruntime", "fp32"),
         ("openvino", "fp32"),

@@ -17,10 +17,31 @@ def test_every_family_has_a_careful_and_a_fast_one(family: str, variant: str) ->
     assert recipe.qconfig("lm_head", "linear").mode == "float", "the CTC head decides the letters"
 
 
+@pytest.mark.parametrize("family", ["nemo_conv", "nemo_conformer"])
+@pytest.mark.parametrize("variant", ["default", "fast"])
+def test_recipes_of_nemos_encoders(family: str, variant: str) -> None:
+    recipe = builtin_recipe(family, variant)
+    assert recipe.name == f"{family}-{variant}" and recipe.description
+    depthwise = recipe.qconfig("encoder.encoder.3.mconv.0.conv", "depthwise_conv1d").mode
+    head = recipe.qconfig("decoder.decoder_layers.0", "conv1d").mode
+    assert depthwise == head == ("float" if variant == "default" else "static")
+    assert recipe.qconfig("encoder.encoder.3.mconv.1.conv", "conv1d").mode == "static"
+    squeeze = recipe.qconfig("encoder.encoder.3.mconv.3.fc.0", "linear").mode
+    assert squeeze == ("static" if family == "nemo_conformer" else "float")
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_half_precision_fits_every_family(variant: str) -> None:
+    recipe = builtin_recipe("nemo_conv", variant)
+    assert recipe.halves and recipe.float_storage == variant
+    recipe.check_used({"encoder.conv": "conv1d"})  # no complaint that nothing is quantized
+
+
 def test_an_unknown_variant_lists_the_choices() -> None:
-    with pytest.raises(
-        RecipeError, match="no built-in recipe 'best' for wav2vec2 models: choose one of default, fast, fastest"
-    ):
+    choices = "choose one of bf16, fp16, default, fast, fastest, or a file"
+    with pytest.raises(RecipeError, match=f"no built-in recipe 'best' for wav2vec2 models: {choices}"):
         builtin_recipe("wav2vec2", "best")
-    with pytest.raises(RecipeError, match="no built-in recipe 'default' for quartznet models: write one"):
+    with pytest.raises(
+        RecipeError, match="no built-in recipe 'default' for quartznet models: choose one of bf16, fp16"
+    ):
         builtin_recipe("quartznet")

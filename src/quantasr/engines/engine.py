@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quantasr.errors import EngineError
 
-COMPUTE = ("auto", "fp32", "bf16")
+COMPUTE = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Engine(Protocol):
 
     @property
     def compute(self) -> str:
-        """The type in which the float rest runs: ``fp32`` or ``bf16``."""
+        """The type in which the float rest runs: ``fp32``, ``bf16`` or ``fp16``."""
         ...
 
     def run(

@@ -48,8 +48,10 @@ class OnnxRuntimeEngine:
     compute = "fp32"
 
     def __init__(self, graph: Path, options: EngineOptions) -> None:
-        if options.compute == "bf16":
-            raise EngineError("compute = 'bf16': ONNX Runtime's CPU kernels have no bf16; use engine openvino, or fp32")
+        if options.compute in ("bf16", "fp16"):
+            raise EngineError(
+                f"compute = {options.compute!r}: ONNX Runtime's CPU kernels have none; use engine openvino, or fp32"
+            )
         self._graph, self._options = graph, options
         self._session = self._open(self._settings())
         self._takes_lengths = len(self._session.get_inputs()) > 1

@@ -24,10 +24,14 @@ _PRODUCT_KERNELS = {
 }
 
 
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
 @cache
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware, as OpenVINO sees it."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def compute_types() -> tuple[str, ...]:
+    """What this CPU multiplies in hardware, as OpenVINO sees it: ``fp32``, and perhaps ``bf16`` and ``fp16``."""
+    found = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "fp32", *(name for name in ("bf16", "fp16") if name.upper() in found)
 
 
 def load(graph: Path, options: EngineOptions) -> OpenVinoEngine:
@@ -42,9 +46,13 @@ class OpenVinoEngine:
 
     def __init__(self, graph: Path, options: EngineOptions) -> None:
         self._graph, self._options = graph, options
-        if options.compute == "bf16" and not has_bf16():
-            raise EngineError("compute = 'bf16': this CPU has no bf16 instructions; use fp32 or auto")
-        self.compute = "fp32" if options.compute == "fp32" or not has_bf16() else "bf16"
+        known = compute_types()
+        if options.compute not in ("auto", *known):
+            name = options.compute
+            raise EngineError(
+                f"compute = {name!r}: this CPU has no {name} instructions; use {', '.join(known)} or auto"
+            )
+        self.compute = known[min(1, len(known) - 1)] if options.compute == "auto" else options.compute
         compiled = self._compile(self._properties())
         self._request = compiled.create_infer_request()
         self._lock = Lock()
@@ -63,7 +71,7 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self._options.thread_count,
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.compute],
+            "INFERENCE_PRECISION_HINT": _HINTS[self.compute],
             # Where only weights are quantized it would round the inputs to int8 as well, which no recipe asked for.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }

@@ -68,14 +68,14 @@ def fastest(artifact: Artifact, options: EngineOptions) -> Engine:
 
 def candidates(options: EngineOptions) -> list[tuple[str, EngineOptions]]:
     """Every engine with every compute type that ``options`` leaves open and this CPU has."""
-    from quantasr.engines.openvino import has_bf16
+    from quantasr.engines.openvino import compute_types
 
     found = []
     for name in ENGINES:
         kinds = [options.compute]
         if options.compute == "auto":
-            kinds = ["fp32", "bf16"] if name == "openvino" and has_bf16() else ["fp32"]
-        found += [(name, replace(options, compute=kind)) for kind in kinds if name != "onnxruntime" or kind != "bf16"]
+            kinds = list(compute_types()) if name == "openvino" else ["fp32"]
+        found += [(name, replace(options, compute=kind)) for kind in kinds if name == "openvino" or kind == "fp32"]
     return found
 
 
@@ -156,7 +156,7 @@ def _remembered(row: Any, options: EngineOptions) -> System | None:
     """The choice in a row of the cache, unless something else has written it."""
     if not isinstance(row, dict) or row.get("engine") not in list(ENGINES):  # a list asks no hash of what is there
         return None
-    allowed = ("fp32", "bf16") if options.compute == "auto" else (options.compute,)
+    allowed = ("fp32", "bf16", "fp16") if options.compute == "auto" else (options.compute,)
     return (row["engine"], row["compute"]) if row.get("compute") in allowed else None
 
 

@@ -14,7 +14,7 @@ import torch
 
 from quantasr.export.hoist import hoist
 from quantasr.export.lower import lower
-from quantasr.export.tidy import store_float16, tidy
+from quantasr.export.tidy import store_halves, tidy
 from quantasr.numerics.fake_quantize import DOMAIN
 from quantasr.numerics.quantizers import Phase
 from quantasr.quantize.prepare import Prepared
@@ -40,13 +40,13 @@ def export_float(model: AsrModel) -> onnx.ModelProto:
 def export_quantized(prepared: Prepared) -> onnx.ModelProto:
     """A converted model as a QDQ graph, weights stored as integers."""
     with prepared.active(Phase.SIMULATE):
-        graph = _trace(prepared.model, custom={DOMAIN: 1})
+        graph = _trace(prepared.model, custom=None if prepared.recipe.halves else {DOMAIN: 1})
     tidy(graph)
     lower(graph)
     hoist(graph.graph)
     graph = _finish(graph, prepared.model)
-    if prepared.recipe.float_storage == "fp16":
-        store_float16(graph)
+    if prepared.recipe.float_storage != "fp32":
+        store_halves(graph, prepared.recipe.float_storage)
     return graph
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from quantasr.numerics.qtypes import FLOAT16_FROM
+from quantasr.numerics.qtypes import HALF_FROM
 
 
 def tidy(graph: onnx.ModelProto) -> None:
@@ -48,27 +49,32 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     del graph.value_info[:]
 
 
-def store_float16(graph: onnx.ModelProto) -> None:
-    """Store large float32 weights as float16, with a Cast back to float32 that engines fold away when loading.
+# Type and largest value; bfloat16 has the range of float32.
+_HALVES = {"fp16": (np.dtype(np.float16), 65504.0), "bf16": (np.dtype(ml_dtypes.bfloat16), 3.38e38)}
+
+
+def store_halves(graph: onnx.ModelProto, storage: str) -> None:
+    """Store large float32 weights as ``fp16`` or ``bf16``, with a Cast to float32 that engines fold away when loading.
 
     Weights that float16 cannot hold (beyond 65504) stay float32, and so do scales: the simulation has those as they
     are, and engines look for them right beside the integers.
     """
+    dtype, largest = _HALVES[storage]
     casts, renamed = [], {}
     scales = {n.input[1] for n in graph.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     for i, tensor in enumerate(graph.graph.initializer):
-        small = int(np.prod(tensor.dims)) < FLOAT16_FROM
+        small = int(np.prod(tensor.dims)) < HALF_FROM
         if tensor.data_type != TensorProto.FLOAT or small or tensor.name in scales:
             continue
         array = numpy_helper.to_array(tensor)
-        if np.abs(array).max() > np.finfo(np.float16).max:
+        if np.abs(array).max() > largest:
             continue
-        name = f"{tensor.name}_fp16"
+        name = f"{tensor.name}_{storage}"
         renamed[tensor.name] = f"{tensor.name}_fp32"
         casts.append(
             helper.make_node("Cast", [name], [renamed[tensor.name]], f"{tensor.name}_Cast", to=TensorProto.FLOAT)
         )
-        graph.graph.initializer[i].CopyFrom(numpy_helper.from_array(array.astype(np.float16), name))
+        graph.graph.initializer[i].CopyFrom(numpy_helper.from_array(array.astype(dtype), name))
     for node in graph.graph.node:
         for i, name in enumerate(node.input):
             if name in renamed:

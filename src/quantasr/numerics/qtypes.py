@@ -10,8 +10,8 @@ from quantasr.errors import RecipeError
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 
-FLOAT16_FROM = 4096
-"""Elements from which on a float weight may be stored in float16; smaller ones are biases, norms and scales."""
+HALF_FROM = 4096
+"""Elements from which on a float weight may be stored in 16 bits; smaller ones are biases, norms and scales."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from quantasr.errors import RecipeError
-from quantasr.numerics.qtypes import FLOAT16_FROM
+from quantasr.numerics.qtypes import HALF_FROM
 from quantasr.numerics.quantizers import Phase
 from quantasr.quantize.prepare import LayerPlan, Prepared
+
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""The 16-bit types of a recipe's ``float_storage``."""
 
 
 def convert(prepared: Prepared) -> None:
@@ -29,25 +32,25 @@ def convert(prepared: Prepared) -> None:
             left.freeze()
             right.freeze()
             prepared.plan.append(LayerPlan(path, "attention_product", prepared.recipe.defaults, ()))
-    if not prepared.weights and not (prepared.products and prepared.products.quantizers):
+    nothing = not prepared.weights and not (prepared.products and prepared.products.quantizers)
+    if nothing and not prepared.recipe.halves:
         raise RecipeError(f"recipe {prepared.recipe.name!r} quantized nothing: no layer that it names is ever called")
-    if prepared.recipe.float_storage == "fp16":
-        prepared.stored.update(_float16_weights(prepared))
+    if prepared.recipe.float_storage in HALVES:
+        prepared.stored.update(_halved_weights(prepared, HALVES[prepared.recipe.float_storage]))
 
 
-def _float16_weights(prepared: Prepared) -> dict[str, Tensor]:
-    """The float rest as its float16 storage will hold it."""
+def _halved_weights(prepared: Prepared, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The float rest as its 16-bit storage will hold it."""
     module = prepared.model.module
     # A quantized weight is stored as integers; its original is still there as a parameter.
     quantized = {f"{path}.parametrizations.weight.original" for path in prepared.weights}
     return {
-        name: parameter.detach().half()
+        name: parameter.detach().to(dtype)
         for name, parameter in module.named_parameters()
-        if name not in quantized and fits_float16(parameter)
+        if name not in quantized and fits_half(parameter, dtype)
     }
 
 
-def fits_float16(weight: Tensor) -> bool:
-    """Whether a float weight is worth storing in float16, and within its range (65504)."""
-    largest = torch.finfo(torch.float16).max
-    return weight.numel() >= FLOAT16_FROM and bool(weight.abs().max() <= largest)
+def fits_half(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a float weight is worth storing in 16 bits, and within their range: 65504 in float16."""
+    return weight.numel() >= HALF_FROM and bool(weight.abs().max() <= torch.finfo(dtype).max)

@@ -1,4 +1,4 @@
-"""The recipes that come with quantasr: ``<family>-<variant>.toml`` beside this file."""
+"""The recipes that come with quantasr: ``<family>-<variant>.toml`` beside this file, and ``any-<variant>.toml``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from quantasr.errors import RecipeError
 from quantasr.recipes.recipe import Recipe
 
 _FOLDER = Path(__file__).parent
+_ANY = "any"
+"""Stands for the family in recipes that name no layer, so that they fit every model."""
 
 
 def builtin_names() -> list[str]:
@@ -17,9 +19,10 @@ def builtin_names() -> list[str]:
 
 def builtin_recipe(family: str, variant: str = "default") -> Recipe:
     """The recipe of a model family; raises :class:`RecipeError` listing the choices."""
-    path = _FOLDER / f"{family}-{variant}.toml"
-    if not path.is_file():
-        known = [name.removeprefix(f"{family}-") for name in builtin_names() if name.startswith(f"{family}-")]
-        choice = f"choose one of {', '.join(known)}" if known else "write one as a TOML file"
-        raise RecipeError(f"no built-in recipe {variant!r} for {family} models: {choice}")
-    return Recipe.load(path)
+    for owner in (family, _ANY):
+        if (path := _FOLDER / f"{owner}-{variant}.toml").is_file():
+            return Recipe.load(path)
+    known = [name.partition("-")[2] for name in builtin_names() if name.partition("-")[0] in (family, _ANY)]
+    raise RecipeError(
+        f"no built-in recipe {variant!r} for {family} models: choose one of {', '.join(known)}, or a file"
+    )

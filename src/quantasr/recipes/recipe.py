@@ -34,9 +34,9 @@ LAYER_KINDS = (
     "gru_cell",
     "rnn_cell",
 )
-COMPUTE = ("auto", "fp32", "bf16")
+COMPUTE = ("auto", "fp32", "bf16", "fp16")
 ENGINES = ("auto", "onnxruntime", "openvino")
-FLOAT_STORAGE = ("fp32", "fp16")
+FLOAT_STORAGE = ("fp32", "fp16", "bf16")
 
 
 _WEIGHT = QType(8, True, "per_channel")
@@ -153,6 +153,7 @@ class Recipe:
     ``attention_products`` quantizes the two matrix products inside attention. ``reduce_range`` gives weights 7 bits
     at most, for CPUs without VNNI, whose sums of two 8-bit products saturate at 16 bits. ``compute`` is the type in
     which the float rest runs, ``float_storage`` the type in which it is stored; ``engine`` is the one to run on.
+    Without rules, a recipe for half precision: ``float_storage`` is then fp16 or bf16.
     """
 
     name: str
@@ -179,6 +180,11 @@ class Recipe:
         if not isinstance(self.exclude, tuple):
             raise RecipeError(f"recipe {self.name!r}: exclude = {self.exclude!r}: give a tuple of patterns")
 
+    @property
+    def halves(self) -> bool:
+        """Whether it quantizes nothing and only stores weights in 16 bits: it says so by having no rules."""
+        return not self.rules and not self.attention_products and self.float_storage != "fp32"
+
     def qconfig(self, path: str, kind: str) -> QConfig:
         """What the recipe says of the layer of ``kind`` at ``path``."""
         if any(fnmatchcase(path, pattern) for pattern in self.exclude):
@@ -203,6 +209,8 @@ class Recipe:
                 raise RecipeError(
                     f"recipe {self.name!r}: exclude {pattern!r} matches no layer; paths look like {example}"
                 )
+        if self.halves:
+            return
         if not self.attention_products and all(self.qconfig(p, k).mode == "float" for p, k in layers.items()):
             raise RecipeError(f"recipe {self.name!r} leaves every layer float: nothing would be quantized")
 
