@@ -133,7 +133,7 @@ def test_a_short_recipe_in_toml(tmp_path: Path) -> None:
         ("format = 1\n[defaults.input]\ngranularity = 'per_channel'", "{path}: defaults: input granularity"),
         ("format = 1\n[[rules]]\nmode = 'static'", "{path}: rule 1: needs match ="),
         ("format = 1\n[[rules]]\nmatch = '*'\nbits = 8", "{path}: rule 1: unknown key 'bits'"),
-        ("format = 1\n[[rules]]\nmatch = '*'\nkind = 'transformer'", "{path}: rule 1: rule '*': kind = 'transformer': choose"),
+        ("format = 1\n[[rules]]\nmatch = '*'\nkind = 'rnnt'", "{path}: rule 1: rule '*': kind = 'rnnt': choose"),
         ("format = 1\n[[rules]]\nmatch = '*'\noptional = 'yes'", "{path}: rule 1: optional = 'yes': write true"),
         (
             "format = 1\n[[rules]]\nmatch = '*'\n[[rules]]\nmatch = 'a'\nweight = 4",
