@@ -49,6 +49,13 @@ def test_a_path_inside_of_another_is_another_layer() -> None:
     }
 
 
+def test_layers_that_a_sequential_calls() -> None:
+    plan = [layer("decoder.net.0"), layer("decoder.net.2.1"), layer("decoder.net.net.3")]
+    ops = [op("int8", **{"decoder__net__net.0__Conv": 1, "decoder__net__net.2__net.2.1__Conv": 2})]
+    rows = found(plan, [*ops, op("fp32", decoder__net__net__3__Conv=3)])
+    assert [(executed, macs) for _, executed, macs in rows.values()] == [("int8", 1), ("int8", 2), ("fp32", 3)]
+
+
 def test_one_kernel_for_three_layers_counts_each_for_itself() -> None:
     plan = [layer("att.q"), layer("att.k"), layer("att.v")]
     rows = found(plan, [op("int8", att__q__MatMul=5, att__k__MatMul=6, att__v__MatMul=7)])

@@ -107,10 +107,14 @@ def join(plan: Sequence[Mapping[str, Any]], ops: Sequence[ExecutedOp], products:
 
 def _place(node: str, paths: Mapping[tuple[str, ...], str]) -> str:
     """The layer that a node of the graph came from, or the module where it is in none."""
-    scope = tuple(node.replace(".", "/").strip("/").split("/"))[:-1]
-    layer = next((paths[scope[i:]] for i in range(len(scope)) if scope[i:] in paths), None)
-    if layer is not None:
-        return layer
+    parts = node.strip("/").split("/")[:-1]
+    # What a Sequential ``net`` calls is named ``net/net.1`` by PyTorch's exporter, elsewhere it is ``net.1``.
+    merged = [p for p, inner in zip(parts, [*parts[1:], ""], strict=True) if not inner.startswith(f"{p}.")]
+    for names in (parts, merged):
+        scope = tuple("/".join(names).replace(".", "/").split("/"))
+        layer = next((paths[scope[i:]] for i in range(len(scope)) if scope[i:] in paths), None)
+        if layer is not None:
+            return layer
     # What wraps the framework's model has no place in its paths.
     roots = {path[0] for path in paths}
     first = next((i for i, part in enumerate(scope) if part in roots), 0)
