@@ -67,6 +67,13 @@ def test_two_kernels_for_one_layer() -> None:
     assert rows == {"fc": ("static w8", "fp32, int8", 10)}
 
 
+def test_why_a_layer_is_float() -> None:
+    plan = [layer("a"), layer("b"), layer("c", "float"), layer("d"), layer("e", "weight_only")]
+    ops = [op("int8", a__MatMul=1), op("fp32", b__MatMul=1, c__MatMul=1, e__MatMul=1)]
+    reasons = [row.reason for row in join(plan, ops)]
+    assert reasons == ["", "this engine runs it in float", "the recipe leaves it float", "", ""]
+
+
 def test_products_of_activations_are_listed_after_the_layers() -> None:
     plan = [layer("net.layers.0.att.q")]
     ops = [op("int8", **{"net__layers.0__att__q__MatMul": 5}), op("bf16", **{"net__layers.0__att__MatMul_1": 7})]

@@ -100,7 +100,9 @@ def join(plan: Sequence[Mapping[str, Any]], ops: Sequence[ExecutedOp], products:
     for op in ops:
         for node, count in op.covers.items():
             macs.setdefault(_place(node, paths), Counter())[op.precision] += count
-    rows = [_row(row["path"], row["kind"], _planned(row), macs, row.get("reason", "")) for row in plan]
+    rows = [
+        _row(row["path"], row["kind"], _planned(row), macs, row.get("reason") or _refused(row, macs)) for row in plan
+    ]
     known = {row["path"] for row in plan}
     return (*rows, *(_row(path, "product", "-", macs, products) for path in macs if path not in known))
 
@@ -123,6 +125,13 @@ def _place(node: str, paths: Mapping[tuple[str, ...], str]) -> str:
 
 def _planned(row: Mapping[str, Any]) -> str:
     return row["mode"] if row["mode"] == "float" else f"{row['mode']} w{row['weight']['bits']}"
+
+
+def _refused(row: Mapping[str, Any], macs: Mapping[str, Counter[str]]) -> str:
+    """That an engine left a layer float whose inputs and weight the recipe quantizes, or nothing."""
+    done = macs.get(row["path"])
+    meant = row["mode"] in ("static", "dynamic")
+    return "this engine runs it in float" if meant and done and "int8" not in done and "unknown" not in done else ""
 
 
 def _row(path: str, kind: str, planned: str, macs: Mapping[str, Counter[str]], reason: str) -> LayerAudit:
