@@ -38,11 +38,12 @@ _ROUNDS = 5
 class NativeOptions:
     """How to run in PyTorch: a backend or ``auto``, the type of the float rest, whether slow layers stay float.
 
-    ``seconds`` is the length of the recording on which layers and backends are timed.
+    ``compute`` ``auto`` is what the recipe says, otherwise fp32. ``seconds`` is the length of the recording on which
+    layers and backends are timed.
     """
 
     backend: str = "auto"
-    compute: str = "fp32"
+    compute: str = "auto"
     timing: bool = True
     seconds: float = 10.0
 
@@ -50,7 +51,8 @@ class NativeOptions:
         known = ("auto", *TORCH_BACKENDS, FLOAT.name)
         if self.backend not in known:
             raise EngineError(f"backend {self.backend!r} is unknown: choose one of {', '.join(known)}")
-        find_dtype(self.compute)
+        if self.compute != "auto":
+            find_dtype(self.compute)
 
     @classmethod
     def of(cls, engine: str, compute: str | None = None, **options: Any) -> NativeOptions:
@@ -61,7 +63,15 @@ class NativeOptions:
                 f"engine {engine!r}: quantize makes a graph for all graph engines; choose {TORCH}, or {TORCH}: and one "
                 f"of {', '.join(TORCH_BACKENDS)}, for PyTorch's own int8"
             )
-        return cls(backend or "auto", compute or "fp32", **options)
+        return cls(backend or "auto", compute or "auto", **options)
+
+    def for_recipe(self, recipe: Recipe) -> NativeOptions:
+        """The options with what the recipe decides; one without rules quantizes nothing."""
+        backend = self.backend if recipe.rules else FLOAT.name
+        compute = recipe.compute if self.compute == "auto" else self.compute
+        if compute == "auto":
+            compute = "fp32" if recipe.rules else recipe.float_storage
+        return replace(self, backend=backend, compute=compute)
 
     @property
     def backends(self) -> list[Backend]:
@@ -88,6 +98,7 @@ def quantize_native(
 
     ``speech`` is what original, simulation and converted model are compared on. See :func:`quantasr.quantize`.
     """
+    options = options.for_recipe(recipe)
     backends = options.backends
     original = model.transcriber(chunk_seconds=0).logprobs(speech)
     fitted, notes = adapt(recipe, backends[:1])
@@ -131,7 +142,7 @@ def quantize_native(
             (folder / name).write_bytes(content)
         folded, halves = [norm for _, norm in prepared.folded], sorted(prepared.stored)
         skeleton = Skeleton(str(model.provenance["source"]), folded, halves)
-        save(folder, model.module, skeleton, chosen.plan, calibrated.weights)
+        save(folder, model.module, skeleton, chosen.plan, calibrated.weights, prepared.stored)
         write_parts(folder, prepared, _rows(prepared, chosen), utterances)
         found = describe(prepared, folder, parity, len(utterances), sum(waves.seconds))
         provenance = {**found.provenance, "engine": f"{TORCH}:{backend}", "compute": options.compute, "changes": notes}

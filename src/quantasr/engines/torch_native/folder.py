@@ -28,18 +28,25 @@ _INTEGERS, _SCALE, _BIAS = "quantasr.integers.", "quantasr.scale.", "quantasr.bi
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What makes the model again: its source, norms that were folded, float weights that are stored in float16."""
+    """What makes the model again: its source, norms that were folded, float weights that are stored in 16 bits."""
 
     source: str
     folded: list[str]
     halves: list[str] = field(default_factory=list)
 
 
-def save(folder: Path, module: nn.Module, skeleton: Skeleton, plan: Plan, weights: dict[str, Weights]) -> None:
-    """Write a converted ``module`` into ``folder``."""
+def save(
+    folder: Path,
+    module: nn.Module,
+    skeleton: Skeleton,
+    plan: Plan,
+    weights: Mapping[str, Weights],
+    stored: Mapping[str, Tensor],
+) -> None:
+    """Write a converted ``module`` into ``folder``; weights that ``skeleton.halves`` names as ``stored`` has them."""
     halves = set(skeleton.halves)
     tensors = {
-        name: (tensor.half() if name in halves else tensor).detach().clone().contiguous()
+        name: (stored[name] if name in halves else tensor).detach().clone().contiguous()
         for name, tensor in module.state_dict().items()
     }
     for name in weight_names(plan, weights):
