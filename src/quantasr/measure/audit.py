@@ -109,11 +109,11 @@ def join(plan: Sequence[Mapping[str, Any]], ops: Sequence[ExecutedOp], products:
 
 def _place(node: str, paths: Mapping[tuple[str, ...], str]) -> str:
     """The layer that a node of the graph came from, or the module where it is in none."""
-    parts = node.strip("/").split("/")[:-1]
+    parts = node.strip("/").split("/")
     # What a Sequential ``net`` calls is named ``net/net.1`` by PyTorch's exporter, elsewhere it is ``net.1``.
-    merged = [p for p, inner in zip(parts, [*parts[1:], ""], strict=True) if not inner.startswith(f"{p}.")]
+    merged = [part for i, part in enumerate(parts) if not "".join(parts[i + 1 : i + 2]).startswith(f"{part}.")]
     for names in (parts, merged):
-        scope = tuple("/".join(names).replace(".", "/").split("/"))
+        scope = tuple("/".join(names).replace(".", "/").split("/"))[:-1]
         layer = next((paths[scope[i:]] for i in range(len(scope)) if scope[i:] in paths), None)
         if layer is not None:
             return layer

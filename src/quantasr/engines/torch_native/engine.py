@@ -62,9 +62,14 @@ class NativeEngine:
         for event in trace.events:
             if event.kind == "kernel":
                 turn[event.name] += 1
-                node = f"{event.name}.{turn[event.name]}"
+                node = f"{_scope(event.name)}/{turn[event.name]}"
                 ops.append(ExecutedOp(event.name, event.detail, event.precision, event.seconds, {node: event.size}))
         return ops + products
+
+
+def _scope(path: str) -> str:
+    """A module's path as the nodes of exported graphs have it."""
+    return path.replace(".", "/")
 
 
 @contextmanager
@@ -107,7 +112,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             macs = count(*args, **(kwargs or {}), out_val=out) // 2
             given = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
             path = self._stack[-1] if self._stack else ""
-            node = f"{path}.{func.overloadpacket.__name__}_{len(self._found)}"
+            node = f"{_scope(path)}/{func.overloadpacket.__name__}_{len(self._found)}"
             precision = _NAMES.get(given.dtype, str(given.dtype).removeprefix("torch."))
             self._found.append(ExecutedOp(path, func.overloadpacket.__name__, precision, seconds, {node: macs}))
         return out
