@@ -67,6 +67,13 @@ def test_two_kernels_for_one_layer() -> None:
     assert rows == {"fc": ("static w8", "fp32, int8", 10)}
 
 
+def test_what_is_in_no_module_has_no_place() -> None:
+    assert [row.path for row in join([layer("a")], [op("fp32"), ExecutedOp("b", "k", "fp32", 0.1, {"MatMul": 1})])] == [
+        "a",
+        "",
+    ]
+
+
 def test_why_a_layer_is_float() -> None:
     plan = [layer("a"), layer("b"), layer("c", "float"), layer("d"), layer("e", "weight_only")]
     ops = [op("int8", a__MatMul=1), op("fp32", b__MatMul=1, c__MatMul=1, e__MatMul=1)]
