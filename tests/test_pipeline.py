@@ -60,7 +60,7 @@ def test_end_to_end(model: Path, manifest: Path, output: Path) -> None:
         "recipe.toml",
         "tokenizer.json",
     }
-    assert len(said) == 5 and said[0].startswith("loading") and "2 utterances" in said[2]
+    assert len(said) == 6 and said[0].startswith("loading") and "2 utterances" in said[2]
     assert artifact.provenance["calibration"] == {"utterances": 2, "seconds": 1.7}
     assert artifact.provenance["model"] == str(model)
     assert artifact.recipe == builtin_recipe("wav2vec2", "fast").to_dict()
@@ -262,5 +262,5 @@ def test_recipes_by_name_and_by_file(tmp_path: Path) -> None:
     assert find_recipe(path, "wav2vec2") == find_recipe(str(path), "wav2vec2") == mine
     with pytest.raises(RecipeError, match=r"none\.toml: cannot read the recipe"):
         find_recipe(str(tmp_path / "none.toml"), "wav2vec2")
-    with pytest.raises(RecipeError, match="choose one of default, fast, fastest"):
+    with pytest.raises(RecipeError, match="choose one of bf16, fp16, default, fast, fastest"):
         find_recipe("small", "wav2vec2")

@@ -65,11 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         row = {"artifact": str(artifact.folder), "size_bytes": artifact.size, "parity": artifact.parity}
-        write_json({**row, "measured": artifact.measured} if artifact.native else row)
+        write_json({**row, "measured": artifact.measured})
     else:
         from quantasr.measure.report import artifact_table, native_table
 
         show(artifact_table(artifact), *([native_table(artifact)] if artifact.native else []))
-    if artifact.native and (slower := artifact.measured["slower_than_float"]):
+    if slower := artifact.measured["slower_than_float"]:
         say(f"quantasr: {slower}")
     return 0

@@ -155,6 +155,11 @@ def artifact_table(artifact: Artifact) -> Table:
         "size": megabytes(artifact.size),
         "created": f"{provenance.get('created')} by quantasr {provenance.get('quantasr')}",
     }
+    if "time_to_float" in artifact.measured:
+        measured = artifact.measured
+        rows["time ÷ float graph"] = (
+            f"{measured['time_to_float']:.2f} where it was made ({measured['fastest']} ÷ {measured['fastest_float']})"
+        )
     for name, row in artifact.parity.items():
         rows[f"parity {name}"] = row.get("error") or (
             f"largest difference {row['largest_difference']:.2g}, "
