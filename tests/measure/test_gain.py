@@ -32,9 +32,8 @@ def test_each_graph_is_taken_at_its_fastest(
 
 def test_slower_than_float_is_said() -> None:
     found = Gain(1.25, ("onnxruntime", "fp32"), ("openvino", "bf16"))
-    assert found.slower.startswith(
-        "slower than float: 1.25 of the time (onnxruntime fp32 against float on openvino bf16)"
-    )
+    assert found.slower.startswith("slower than float: 1.25 of the time")
+    assert "onnxruntime fp32 against float on openvino bf16" in found.slower
     assert found.to_dict()["slower_than_float"] == found.slower
     assert not Gain(1.02, ("onnxruntime", "fp32"), ("openvino", "bf16")).slower, "within what a short run can tell"
 
