@@ -67,16 +67,8 @@ def ten_seconds() -> Waveform:
 
 def on_engine(model: AsrModel, graph: Path, engine: str, compute: str, threads: int, label: str) -> CtcTranscriber:
     """Any graph of this model on an engine, as a recogniser."""
-    loaded = load_engine(engine, graph, EngineOptions(threads, compute))
-    return CtcTranscriber(
-        EngineAcousticModel(loaded, model.padded_batches),
-        model.frontend,
-        model.tokenizer,
-        name=label,
-        frame_seconds=model.frame_seconds,
-        min_samples=model.min_samples,
-        chunk_seconds=0,
-    )
+    acoustic = EngineAcousticModel(load_engine(engine, graph, EngineOptions(threads, compute)), model.padded_batches)
+    return model.transcriber(acoustic, name=label, chunk_seconds=0)
 
 
 def size_of(graph: Path) -> int:

@@ -24,7 +24,6 @@ from quantasr.quantize import Prepared, calibrate, convert, prepare
 from quantasr.recipes import Recipe, builtin_names, builtin_recipe
 from quantasr.runtime import EngineAcousticModel
 from quantasr.sources import AsrModel, load_model
-from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.manifest import Utterance, check_disjoint, read_manifest
 from quantasr.speech.transcript import Waveform
 
@@ -206,12 +205,4 @@ def _check_quantized(
 
 def _graph_logprobs(model: AsrModel, graph: Path, engine: str, speech: Sequence[Waveform]) -> list[NDArray[np.float32]]:
     acoustic = EngineAcousticModel(load_engine(engine, graph, EngineOptions(compute="fp32")), model.padded_batches)
-    return CtcTranscriber(
-        acoustic,
-        model.frontend,
-        model.tokenizer,
-        name=engine,
-        frame_seconds=model.frame_seconds,
-        min_samples=model.min_samples,
-        chunk_seconds=0,
-    ).logprobs(speech)
+    return model.transcriber(acoustic, chunk_seconds=0).logprobs(speech)

@@ -52,16 +52,7 @@ def _on(engine: str, exported: Exported, batch_size: int) -> CtcTranscriber:
     acoustic = EngineAcousticModel(
         load_engine(engine, exported.path, EngineOptions(threads=1, compute="fp32")), model.padded_batches
     )
-    return CtcTranscriber(
-        acoustic,
-        model.frontend,
-        model.tokenizer,
-        name=engine,
-        frame_seconds=model.frame_seconds,
-        min_samples=model.min_samples,
-        batch_size=batch_size,
-        chunk_seconds=0,
-    )
+    return model.transcriber(acoustic, batch_size=batch_size, chunk_seconds=0)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

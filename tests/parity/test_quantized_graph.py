@@ -17,7 +17,6 @@ from quantasr.measure.agreement import agreement
 from quantasr.numerics.quantizers import Phase
 from quantasr.recipes import builtin_recipe
 from quantasr.runtime import EngineAcousticModel
-from quantasr.speech.ctc import CtcTranscriber
 
 CALIBRATION = tiny_hf.speech(1.0, 1.7, 0.6)
 SPEECH = tiny_hf.speech(1.9, 0.8, 0.31)
@@ -54,17 +53,7 @@ def test_original_simulation_and_graph(name: str, tiny_model: Callable[[str], Pa
             load_engine(engine, path, EngineOptions(threads=1, compute="fp32")), model.padded_batches
         )
         alone, together = (
-            CtcTranscriber(
-                acoustic,
-                model.frontend,
-                model.tokenizer,
-                name=engine,
-                frame_seconds=model.frame_seconds,
-                min_samples=model.min_samples,
-                batch_size=size,
-                chunk_seconds=0,
-            ).logprobs(SPEECH)
-            for size in (1, 3)
+            model.transcriber(acoustic, batch_size=size, chunk_seconds=0).logprobs(SPEECH) for size in (1, 3)
         )
         # Random weights have next to no margins, so where a rounding border was crossed another token may win.
         assert _relative_error(alone, simulation) < (0.03 if spared else 0.2)

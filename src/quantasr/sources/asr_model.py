@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantasr.speech.ctc import CtcTranscriber
+from quantasr.speech.ctc import AcousticModel, CtcTranscriber
 from quantasr.speech.frontend import Frontend, collate
 from quantasr.speech.tokenizer import CtcTokenizer
 from quantasr.speech.transcript import Waveform
@@ -59,14 +59,17 @@ class AsrModel:
             self.rewrite(self.module)
             self.rewrite = None
 
-    def transcriber(self, **options: Any) -> CtcTranscriber:
-        """This model, in PyTorch, as a recogniser; ``options`` are those of :class:`CtcTranscriber`."""
+    def transcriber(self, acoustic: AcousticModel | None = None, **options: Any) -> CtcTranscriber:
+        """This model as a recogniser, in PyTorch, or with ``acoustic``, its graph on an engine, in the module's place.
+
+        ``options`` are those of :class:`CtcTranscriber`.
+        """
         defaults: dict[str, Any] = {
             "name": self.name,
             "frame_seconds": self.frame_seconds,
             "min_samples": self.min_samples,
         }
-        return CtcTranscriber(TorchAcousticModel(self), self.frontend, self.tokenizer, **defaults | options)
+        return CtcTranscriber(acoustic or TorchAcousticModel(self), self.frontend, self.tokenizer, **defaults | options)
 
     def inputs(self, waves: Sequence[Waveform]) -> tuple[Tensor, ...]:
         """The arguments of ``graph`` for a batch of waves."""
