@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quantasr.engines.engine import EngineOptions, ExecutedOp
 from quantasr.engines.macs import last_line, products, share_out
+from quantasr.engines.signal_stack import own_signal_stack
 from quantasr.errors import EngineError
 
 _PRECISIONS = {"u8": "int8", "i8": "int8", "bf16": "bf16", "f32": "fp32", "f16": "fp16"}
@@ -61,8 +62,9 @@ class OpenVinoEngine:
 
     def _compile(self, properties: dict[str, Any]) -> Any:
         try:
-            core = ov.Core()
-            return core.compile_model(core.read_model(self._graph), "CPU", properties)
+            with own_signal_stack():
+                core = ov.Core()
+                return core.compile_model(core.read_model(self._graph), "CPU", properties)
         except RuntimeError as error:
             raise EngineError(f"{self._graph}: OpenVINO cannot load it: {last_line(error)}") from None
 
