@@ -208,8 +208,11 @@ def _slower(backend: str, times: dict[str, float]) -> str:
     fastest = min(times["original"], times[FLOAT.name])
     if times[backend] < fastest or (backend == FLOAT.name and times[backend] < times["original"]):
         return ""
-    took = f"{times[backend] * 1e3:.1f} ms on {backend}, {fastest * 1e3:.1f} ms in float"
-    return f"this model is no faster than the original in PyTorch here ({took}): use that, or a graph"
+    took = f"{times[backend] * 1e3:.1f} ms"
+    if times["original"] <= times[FLOAT.name] or backend == FLOAT.name:
+        return f"no faster than the original here: {took}, and {times['original'] * 1e3:.1f} ms: use that, or a graph"
+    folded = f"{times[FLOAT.name] * 1e3:.1f} ms in float with its norms folded"
+    return f"no faster than float here: {took}, and {folded}: use --engine {TORCH}:{FLOAT.name}, or a graph"
 
 
 def _measured(model: AsrModel, chosen: Chosen, options: NativeOptions) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def test_the_fastest_backend_is_measured_and_everything_said(tmp_path: Path, qua
     assert row["parity"]["native_to_simulation"]["same_argmax"] >= 0.99
     # A model that gains nothing is made all the same, and said to gain nothing.
     slower = times[backend] >= min(times["float"], times["original"])
-    assert bool(measured["slower_than_float"]) == slower == ("no faster than the original" in ran.err)
+    assert bool(measured["slower_than_float"]) == slower == ("no faster than" in ran.err)
 
 
 def test_a_native_folder_goes_wherever_an_artifact_goes(native: Path, quantasr_cli: Any) -> None:

@@ -56,6 +56,7 @@ def save(
         if bias is not None:
             tensors[_BIAS + name] = bias.contiguous()
     save_file(tensors, folder / TENSORS)
+    (folder / TENSORS).chmod(0o644)  # it is made for its owner alone
     row = {
         "format": FORMAT,
         "torch": torch.__version__,
