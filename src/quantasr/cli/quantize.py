@@ -21,7 +21,7 @@ _EXAMPLES = """\
 def add(subparsers: Any) -> argparse.ArgumentParser:
     """Add the subcommand."""
     command = add_command(subparsers, "quantize", "Quantize a trained recogniser into an artifact folder.", _EXAMPLES)
-    command.add_argument("model", help="a CTC model: .nemo file, folder, or a name on a hub (Hugging Face, NVIDIA NeMo)")
+    command.add_argument("model", help="CTC model: .nemo file, folder, or name on a hub (Hugging Face, NVIDIA)")
     command.add_argument("output", type=Path, help="folder to write the artifact to")
     command.add_argument("--calibration", required=True, metavar="MANIFEST", help="speech to find the scales on")
     command.add_argument("--recipe", default="default", help="default, fast, or a TOML file (default: default)")
