@@ -25,6 +25,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,10 @@ def conformer_config(tokenizer: Path) -> dict[str, Any]:
 def write_tokenizer(folder: Path) -> Path:
     """Train SentencePiece on all pairs of digits and return its folder, in the form that NeMo reads."""
     folder.mkdir(parents=True, exist_ok=True)
+    written = BytesIO()  # a model that SentencePiece writes itself holds the path of the folder
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(f"{one} {two}" for one, two in product(DIGITS, DIGITS)),
-        model_prefix=str(folder / "tokenizer"),
+        model_writer=written,
         model_type="unigram",
         vocab_size=PIECES,
         max_sentencepiece_length=3,  # shorter than words: a word is several tokens, as with a real vocabulary
@@ -177,8 +179,11 @@ def write_tokenizer(folder: Path) -> Path:
         eos_id=-1,
         minloglevel=2,
     )
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    pieces = [processor.id_to_piece(i) for i in range(len(processor))]
+    (folder / "tokenizer.vocab").write_text("".join(f"{piece}\t0\n" for piece in pieces))
     # NeMo keeps this list in the .nemo file too, with its own mark for the inside of a word.
-    pieces = [line.partition("\t")[0] for line in (folder / "tokenizer.vocab").read_text().splitlines()]
     words = [piece[1:] or piece if piece.startswith("▁") else f"##{piece}" for piece in pieces if piece != "<unk>"]
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     return folder
