@@ -5,19 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_nemo
 import torch
+from numpy.typing import NDArray
 
-from quantasr import sample
+from quantasr import load_model, sample
 from quantasr.artifact import Artifact
 from quantasr.engines import ENGINES
 from quantasr.engines.torch_native.backends import usable_backends
+from quantasr.measure.agreement import agreement
 from quantasr.measure.evaluate import evaluate
+from quantasr.numerics.quantizers import Phase
 from quantasr.pipeline import quantize
+from quantasr.quantize import calibrate, convert, prepare
+from quantasr.recipes import builtin_recipe
 from quantasr.runtime import load
 from quantasr.speech.manifest import read_manifest
 from quantasr.speech.scoring import Score, score
+from quantasr.speech.transcript import Waveform
 
 MODELS = Path(__file__).parents[1] / "data" / "nemo"
 BAR = 0.3  # points of WER that int8 may lose; with inputs in 4 bits QuartzNet loses 4.8, the Conformer 1.4
@@ -74,3 +81,17 @@ def test_native(model: Path, original: Score, tmp_path: Path) -> None:
     )
     assert native.measured["int8_layers"] >= 20
     assert points_lost(native, original) <= BAR
+
+    speech = [utterance.load(8000) for utterance in UTTERANCES[:20]]
+    found = agreement(simulation(model, speech), load(native, chunk_seconds=0).logprobs(speech))
+    assert found.frames > 300 and found.same_argmax >= 0.99
+
+
+def simulation(model: Path, speech: list[Waveform]) -> list[NDArray[np.float32]]:
+    """Log-probs of the recipe's own simulation, which knows nothing of native int8."""
+    recogniser = load_model(model)
+    prepared = prepare(recogniser, builtin_recipe(recogniser.family))
+    calibrate(prepared, [utterance.load(8000) for utterance in read_manifest(sample.calibration())])
+    convert(prepared)
+    with prepared.active(Phase.SIMULATE):
+        return recogniser.transcriber(chunk_seconds=0).logprobs(speech)
