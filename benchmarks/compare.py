@@ -14,7 +14,7 @@ from quantasr.cli.output import say
 from quantasr.engines import EngineOptions, load_engine
 from quantasr.measure.latency import Timing, ratio
 from quantasr.runtime import EngineAcousticModel
-from quantasr.sources import AsrModel
+from quantasr.sources import CtcModel
 from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.manifest import Utterance, read_manifest, write_manifest
 from quantasr.speech.transcript import Waveform
@@ -65,7 +65,7 @@ def ten_seconds() -> Waveform:
     return np.concatenate(waves)[: 10 * RATE]
 
 
-def on_engine(model: AsrModel, graph: Path, engine: str, compute: str, threads: int, label: str) -> CtcTranscriber:
+def on_engine(model: CtcModel, graph: Path, engine: str, compute: str, threads: int, label: str) -> CtcTranscriber:
     """Any graph of this model on an engine, as a recogniser."""
     acoustic = EngineAcousticModel(load_engine(engine, graph, EngineOptions(threads, compute)), model.padded_batches)
     return model.transcriber(acoustic, name=label, chunk_seconds=0)

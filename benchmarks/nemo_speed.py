@@ -28,7 +28,7 @@ from quantasr.measure.latency import Timing, ratio, time_interleaved
 from quantasr.measure.original import load_original
 from quantasr.pipeline import quantize
 from quantasr.runtime import load
-from quantasr.sources import AsrModel, load_model
+from quantasr.sources import CtcModel, load_model
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.transcript import Transcriber
 
@@ -38,7 +38,7 @@ NNCF = PEERS[1:3]
 FLOATS = ("ORT fp32", "OpenVINO fp32", "our float graph, OpenVINO fp32")
 
 
-def framework_graph(model: AsrModel, path: Path) -> Path:
+def framework_graph(model: CtcModel, path: Path) -> Path:
     """The float graph of the model as NeMo computes it, which is what users of other quantizers have."""
     rewrite, model.rewrite = model.rewrite, None
     encoder: Any = model.module.get_submodule("encoder")
@@ -50,7 +50,7 @@ def framework_graph(model: AsrModel, path: Path) -> Path:
     return path
 
 
-def peers_of(model: AsrModel, utterances: list[Utterance], folder: Path, threads: int) -> dict[str, Transcriber]:
+def peers_of(model: CtcModel, utterances: list[Utterance], folder: Path, threads: int) -> dict[str, Transcriber]:
     """What other tools make of the model, at their defaults, on their engines."""
     graph = framework_graph(model, folder / "float.onnx")
     inputs = []

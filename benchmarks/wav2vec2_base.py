@@ -25,7 +25,7 @@ from quantasr.measure.latency import Timing, ratio, time_interleaved
 from quantasr.measure.original import load_original
 from quantasr.pipeline import quantize
 from quantasr.runtime import ArtifactTranscriber
-from quantasr.sources import AsrModel, load_model
+from quantasr.sources import CtcModel, load_model
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.transcript import Transcriber, Waveform
 
@@ -45,7 +45,7 @@ def random_base(folder: Path) -> Path:
     return folder
 
 
-def build(folder: Path, utterances: list[Utterance]) -> tuple[AsrModel, dict[str, Path], dict[str, Artifact]]:
+def build(folder: Path, utterances: list[Utterance]) -> tuple[CtcModel, dict[str, Path], dict[str, Artifact]]:
     """The float graph, the peers' graphs, and our artifacts."""
     source = random_base(folder / "base")
     model = load_model(source)
@@ -70,7 +70,7 @@ def build(folder: Path, utterances: list[Utterance]) -> tuple[AsrModel, dict[str
 
 
 def systems_of(
-    model: AsrModel, graphs: dict[str, Path], artifacts: dict[str, Artifact], threads: int
+    model: CtcModel, graphs: dict[str, Path], artifacts: dict[str, Artifact], threads: int
 ) -> dict[str, Transcriber]:
     """Everything that is timed."""
     original = load_original(str(Path(model.provenance["model"])), threads)

@@ -15,7 +15,7 @@ from quantasr.export import export_quantized, save_graph
 from quantasr.numerics.quantizers import Phase
 from quantasr.quantize import Prepared, calibrate, convert, prepare
 from quantasr.recipes import Recipe
-from quantasr.sources import AsrModel
+from quantasr.sources import CtcModel
 from quantasr.speech.frontend import WaveFrontend
 from quantasr.speech.tokenizer import CtcTokenizer
 
@@ -37,10 +37,10 @@ class Framed(nn.Module):
         return out
 
 
-def asr_model(body: nn.Module, channels_first: bool = False) -> AsrModel:
+def asr_model(body: nn.Module, channels_first: bool = False) -> CtcModel:
     """``body`` as a recogniser of waves of 1600 samples a second, without normalisation and without padding."""
     module = Framed(body, channels_first).eval()
-    return AsrModel(
+    return CtcModel(
         name="tiny",
         family="tiny",
         module=module,
@@ -66,7 +66,7 @@ def recipe(*rules: dict[str, Any], **changes: Any) -> Recipe:
     )
 
 
-def quantized(model: AsrModel, chosen: Recipe, speech: Iterable[np.ndarray] | None = None) -> Prepared:
+def quantized(model: CtcModel, chosen: Recipe, speech: Iterable[np.ndarray] | None = None) -> Prepared:
     """Prepared, calibrated and converted."""
     prepared = prepare(model, chosen)
     calibrate(prepared, waves() if speech is None else speech)

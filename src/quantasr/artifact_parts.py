@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from quantasr.artifact import CALIBRATION, LAYERS, TOKENIZER, Artifact
+from quantasr.errors import ArtifactError
 from quantasr.quantize import Prepared
+from quantasr.sources import CtcModel
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.manifest.fingerprint import fingerprints
 from quantasr.speech.transcript import Waveform
@@ -39,7 +41,9 @@ def write_parts(
     folder: Path, prepared: Prepared, rows: Sequence[dict[str, Any]], utterances: Sequence[Utterance]
 ) -> None:
     """Write everything but the computation into ``folder``; ``rows`` say what became of each layer."""
-    write_json(folder / TOKENIZER, prepared.model.tokenizer.to_dict())
+    model = prepared.model
+    if isinstance(model, CtcModel):
+        write_json(folder / TOKENIZER, model.tokenizer.to_dict())
     write_json(folder / LAYERS, list(rows))
     write_json(folder / CALIBRATION, fingerprints(utterances))
     (folder / "recipe.toml").write_text(prepared.recipe.dumps(), "utf-8")
@@ -48,6 +52,8 @@ def write_parts(
 def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: int, seconds: float) -> Artifact:
     """The artifact's description, for what lies in ``folder`` by then."""
     model, recipe = prepared.model, prepared.recipe
+    if not isinstance(model, CtcModel):
+        raise ArtifactError(f"{model.name}: an artifact cannot hold its decoder ({model.decoder})")
     provenance = {
         **model.provenance,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,7 +66,7 @@ def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: in
         folder=folder,
         name=f"{model.name}-{recipe.name}",
         family=model.family,
-        decoder="ctc",
+        decoder=model.decoder,
         padded_batches=model.padded_batches,
         frame_seconds=model.frame_seconds,
         min_samples=model.min_samples,

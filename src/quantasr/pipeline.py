@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from quantasr.artifact import GRAPH, Artifact, check_target, create
 from quantasr.artifact_parts import Waves, describe, write_parts
-from quantasr.engines import ENGINES, EngineOptions, load_engine
+from quantasr.engines import ENGINES, TORCH, EngineOptions, load_engine
 from quantasr.errors import ArtifactError, CalibrationError, EngineError
 from quantasr.export import export_float, export_quantized, save_graph
 from quantasr.measure.agreement import Agreement, agreement
@@ -23,7 +23,7 @@ from quantasr.pipeline_native import NativeOptions, quantize_native
 from quantasr.quantize import Prepared, calibrate, convert, prepare
 from quantasr.recipes import Recipe, builtin_names, builtin_recipe
 from quantasr.runtime import EngineAcousticModel
-from quantasr.sources import AsrModel, load_model
+from quantasr.sources import AsrModel, CtcModel, load_model
 from quantasr.speech.manifest import Utterance, check_disjoint, read_manifest
 from quantasr.speech.transcript import Waveform
 
@@ -92,6 +92,11 @@ def quantize(
             model, output, utterances, speech, chosen, native, overwrite=overwrite, progress=progress, say=say
         )
 
+    if not isinstance(model, CtcModel):
+        raise EngineError(
+            f"{model.name}: its decoder ({model.decoder}) runs in its own framework only: "
+            f"quantize it with --engine {TORCH}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         return _quantize_graph(
             model, output, utterances, chosen, Path(scratch), overwrite=overwrite, progress=progress, say=say
@@ -99,7 +104,7 @@ def quantize(
 
 
 def _quantize_graph(
-    model: AsrModel,
+    model: CtcModel,
     output: Path,
     utterances: Sequence[Utterance],
     recipe: Recipe,
@@ -112,7 +117,7 @@ def _quantize_graph(
     say(f"exporting the float graph of {model.name}")
     longest = round(_PARITY_SECONDS * model.sample_rate)
     speech = [u.load(model.sample_rate)[:longest] for u in utterances[:_PARITY_UTTERANCES]]
-    original = model.transcriber(chunk_seconds=0).logprobs(speech)
+    original = model.logprobs(speech)
     float_graph = scratch / GRAPH
     save_graph(export_float(model), float_graph)
     parity = {"float": _check_float(model, float_graph, speech, original).to_dict()}
@@ -127,7 +132,7 @@ def _quantize_graph(
         say("exporting the quantized graph")
         save_graph(export_quantized(prepared), folder / GRAPH)
         say("comparing the graph with its simulation")
-        parity.update(_check_quantized(prepared, folder / GRAPH, speech, original))
+        parity.update(_check_quantized(model, prepared, folder / GRAPH, speech, original))
         write_parts(folder, prepared, [row.to_dict() for row in prepared.plan], utterances)
         described = describe(prepared, folder, parity, len(utterances), sum(waves.seconds))
         say("timing the graph against float")
@@ -156,7 +161,7 @@ def utterances_of(manifest: Manifest, *, trust: bool = False) -> list[Utterance]
 
 
 def _check_float(
-    model: AsrModel, graph: Path, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]
+    model: CtcModel, graph: Path, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]
 ) -> Agreement:
     """Compare the original with its float graph; :class:`ArtifactError` if they differ."""
     found = agreement(original, _graph_logprobs(model, graph, "onnxruntime", speech))
@@ -174,12 +179,15 @@ def _graph_bytes(folder: Path) -> int:
 
 
 def _check_quantized(
-    prepared: Prepared, graph: Path, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]
+    model: CtcModel,
+    prepared: Prepared,
+    graph: Path,
+    speech: Sequence[Waveform],
+    original: Sequence[NDArray[np.float32]],
 ) -> dict[str, Any]:
     """Compare the quantized graph, on every engine in fp32, with its simulation and with the original."""
-    model = prepared.model
     with prepared.active(Phase.SIMULATE):
-        simulation = model.transcriber(chunk_seconds=0).logprobs(speech)
+        simulation = model.logprobs(speech)
     rows: dict[str, Any] = {"simulation_to_original": agreement(simulation, original).to_dict()}
     wanted = prepared.recipe.engine
     failures = {}
@@ -203,6 +211,6 @@ def _check_quantized(
     return rows
 
 
-def _graph_logprobs(model: AsrModel, graph: Path, engine: str, speech: Sequence[Waveform]) -> list[NDArray[np.float32]]:
+def _graph_logprobs(model: CtcModel, graph: Path, engine: str, speech: Sequence[Waveform]) -> list[NDArray[np.float32]]:
     acoustic = EngineAcousticModel(load_engine(engine, graph, EngineOptions(compute="fp32")), model.padded_batches)
     return model.transcriber(acoustic, chunk_seconds=0).logprobs(speech)

@@ -100,7 +100,8 @@ def quantize_native(
     """
     options = options.for_recipe(recipe)
     backends = options.backends
-    original = model.transcriber(chunk_seconds=0).logprobs(speech)
+    paths = model.paths(speech)
+    original = model.logprobs(speech, paths)
     fitted, notes = adapt(recipe, backends[:1])
     for text in notes:
         say(f"comparing {backends[0].name} with the recipe: {text}")
@@ -121,11 +122,10 @@ def quantize_native(
     backend = chosen.plan.backend.name
 
     say(f"comparing {backend} with its simulation")
-    transcriber = model.transcriber(chunk_seconds=0)
     calibrated.install(chosen.plan, simulated=True)
-    simulation = transcriber.logprobs(speech)
+    simulation = model.logprobs(speech, paths)
     calibrated.install(chosen.plan)
-    native = transcriber.logprobs(speech)
+    native = model.logprobs(speech, paths)
     parity = {
         "simulation_to_original": agreement(simulation, original).to_dict(),
         "native_to_simulation": agreement(native, simulation).to_dict(),

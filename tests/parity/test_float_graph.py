@@ -17,7 +17,7 @@ from quantasr import load_model
 from quantasr.engines import ENGINES, EngineOptions, load_engine
 from quantasr.export import export_float, save_graph
 from quantasr.runtime import EngineAcousticModel
-from quantasr.sources import AsrModel
+from quantasr.sources import CtcModel
 from quantasr.speech.ctc import CtcTranscriber
 
 SPEECH = tiny_hf.speech(2.3, 0.8, 0.31, 0.31)
@@ -25,7 +25,7 @@ SLOW = {"NonZero", "ScatterND", "ScatterElements", "Loop", "If", "Einsum", "CumS
 
 
 class Exported(NamedTuple):
-    model: AsrModel
+    model: CtcModel
     graph: onnx.ModelProto
     path: Path
     waves: list[NDArray[np.float32]]

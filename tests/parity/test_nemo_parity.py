@@ -12,7 +12,7 @@ import tiny_nemo
 import torch
 
 from quantasr import load_model
-from quantasr.sources import AsrModel
+from quantasr.sources import CtcModel
 
 SPEECH = tiny_nemo.speech(1.3, 0.8, 0.31)
 TOLERANCE = 1e-3
@@ -22,7 +22,7 @@ class Pair(NamedTuple):
     """A model twice."""
 
     name: str
-    mine: AsrModel
+    mine: CtcModel
     original: Any
 
     def run_original(self, waves: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from quantasr.errors import RecipeError
 from quantasr.numerics.quantizers import Phase
 from quantasr.quantize import Prepared, calibrate, convert, prepare
 from quantasr.recipes import builtin_names, builtin_recipe
-from quantasr.sources import AsrModel
+from quantasr.sources import CtcModel
 
 
 class Net(nn.Module):
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def model() -> AsrModel:
+def model() -> CtcModel:
     torch.manual_seed(0)
     return asr_model(Net())
 
@@ -51,7 +51,7 @@ X = np.stack(waves(2, seed=5))
 
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
 @pytest.mark.parametrize("storage", ["fp32", "fp16"])
-def test_float_is_the_original_to_the_bit(model: AsrModel, mode: str, storage: str) -> None:
+def test_float_is_the_original_to_the_bit(model: CtcModel, mode: str, storage: str) -> None:
     with torch.no_grad():
         before = model.graph(torch.from_numpy(X)).numpy()
     prepared = quantized(model, recipe({"match": "*.first", "mode": mode}, float_storage=storage))
@@ -63,7 +63,7 @@ def test_float_is_the_original_to_the_bit(model: AsrModel, mode: str, storage: s
     np.testing.assert_array_equal(simulate(prepared, X), simulated)
 
 
-def test_the_model_stays_float_after_an_error_inside_a_phase(model: AsrModel) -> None:
+def test_the_model_stays_float_after_an_error_inside_a_phase(model: CtcModel) -> None:
     prepared = quantized(model, recipe({"match": "*.first"}))
     with torch.no_grad():
         before = model.graph(torch.from_numpy(X))
@@ -72,7 +72,7 @@ def test_the_model_stays_float_after_an_error_inside_a_phase(model: AsrModel) ->
         assert torch.equal(model.graph(torch.from_numpy(X)), before)
 
 
-def test_training_mode_comes_back(model: AsrModel) -> None:
+def test_training_mode_comes_back(model: CtcModel) -> None:
     model.module.train()
     prepared = quantized(model, recipe({"match": "*.first"}))
     assert model.module.training
@@ -82,7 +82,7 @@ def test_training_mode_comes_back(model: AsrModel) -> None:
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
-def test_the_plan_says_what_was_done_and_why_not(model: AsrModel, mode: str) -> None:
+def test_the_plan_says_what_was_done_and_why_not(model: CtcModel, mode: str) -> None:
     prepared = quantized(model, recipe({"match": "*", "kind": "linear", "mode": mode}))
     plan = {row.path: row for row in prepared.plan}
     assert list(plan) == ["body.first", "body.second", "body.unused", "body.table"]
@@ -109,12 +109,12 @@ def test_the_plan_says_what_was_done_and_why_not(model: AsrModel, mode: str) -> 
     }
 
 
-def test_a_keyword_argument_is_an_input_too(model: AsrModel) -> None:
+def test_a_keyword_argument_is_an_input_too(model: CtcModel) -> None:
     prepared = quantized(model, recipe({"match": "*.second"}))
     assert prepared.inputs["body.second"].observer.count == 3 * 40 * 32  # type: ignore[union-attr]
 
 
-def test_an_embedding_has_a_weight_but_no_input(model: AsrModel) -> None:
+def test_an_embedding_has_a_weight_but_no_input(model: CtcModel) -> None:
     prepared = quantized(model, recipe({"match": "*.table", "weight": {"bits": 4}}))
     assert list(prepared.weights) == ["body.table"] and not prepared.inputs
     assert len(model.module.get_submodule("body.table").weight.unique()) > 15
@@ -123,7 +123,7 @@ def test_an_embedding_has_a_weight_but_no_input(model: AsrModel) -> None:
         assert isinstance(table, Tensor) and all(len(row.unique()) <= 15 for row in table)
 
 
-def test_reduce_range_leaves_weights_7_bits(model: AsrModel) -> None:
+def test_reduce_range_leaves_weights_7_bits(model: CtcModel) -> None:
     prepared = quantized(model, recipe({"match": "*.first"}, reduce_range=True))
     assert int(prepared.weights["body.first"].integers.abs().max()) == 63
     assert next(r for r in prepared.plan if r.path == "body.first").qconfig.weight.bits == 7
@@ -131,7 +131,7 @@ def test_reduce_range_leaves_weights_7_bits(model: AsrModel) -> None:
     assert int(prepared.weights["body.first"].integers.abs().max()) == 127
 
 
-def test_a_model_may_be_prepared_again(model: AsrModel) -> None:
+def test_a_model_may_be_prepared_again(model: CtcModel) -> None:
     first = simulate(quantized(model, recipe({"match": "*.first", "weight": {"bits": 4}})), X)
     again = simulate(quantized(model, recipe({"match": "*.first", "weight": {"bits": 8}})), X)
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_a_model_may_be_prepared_again(model: AsrModel) -> None:
     assert np.abs(again - first).max() > 1e-3
 
 
-def test_a_recipe_that_does_not_fit(model: AsrModel) -> None:
+def test_a_recipe_that_does_not_fit(model: CtcModel) -> None:
     with pytest.raises(RecipeError, match="matches no layer"):
         prepare(model, recipe({"match": "*.third"}))
     conv = asr_model(nn.Conv1d(16, 16, 3), channels_first=True)

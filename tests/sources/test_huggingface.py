@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from quantasr import load_model
-from quantasr.sources import AsrModel
+from quantasr.sources import CtcModel
 
 # Where a batch of transformers reads into the padding, so that its own rows differ from the recordings alone.
 LEAKY = {"wav2vec2-adapter", "wavlm-adapter", "bert-adapter", "data2vec", "hubert-batch-norm-mask"}
@@ -27,7 +27,7 @@ class Pair(NamedTuple):
     """A model twice."""
 
     name: str
-    mine: AsrModel
+    mine: CtcModel
     original: Any
     processor: Any
 

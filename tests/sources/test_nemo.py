@@ -18,7 +18,7 @@ from transformers import BertTokenizer
 
 from quantasr import load_model
 from quantasr.errors import ModelLoadError
-from quantasr.sources import AsrModel, nemo
+from quantasr.sources import CtcModel, nemo
 from quantasr.sources.nemo.archive import open_archive
 from quantasr.sources.nemo.config import read_config
 from quantasr.speech.frontend import LogMelFrontend
@@ -26,7 +26,7 @@ from quantasr.speech.frontend import LogMelFrontend
 SPEECH = tiny_nemo.speech(1.1, 0.6)
 
 
-def _same(a: AsrModel, b: AsrModel) -> None:
+def _same(a: CtcModel, b: CtcModel) -> None:
     for mine, other in zip(a.transcriber().logprobs(SPEECH), b.transcriber().logprobs(SPEECH), strict=True):
         np.testing.assert_array_equal(mine, other)
     assert a.tokenizer == b.tokenizer and a.frontend == b.frontend

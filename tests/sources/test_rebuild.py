@@ -1,4 +1,4 @@
-"""Models made again from `AsrModel.files` and somebody's weights."""
+"""Models made again from `CtcModel.files` and somebody's weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import tiny_hf
 import tiny_nemo
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources import AsrModel, load_model, rebuild_model
+from quantasr.sources import CtcModel, load_model, rebuild_model
 
 SPEECH = tiny_hf.speech(1.0, 0.5)
 
 
-def _again(model: AsrModel, folder: Path) -> AsrModel:
+def _again(model: CtcModel, folder: Path) -> CtcModel:
     for name, content in model.files.items():
         (folder / name).write_bytes(content)
     return rebuild_model(model.provenance["source"], folder)
 
 
-def _check(model: AsrModel, again: AsrModel) -> None:
+def _check(model: CtcModel, again: CtcModel) -> None:
     again.module.load_state_dict(model.module.state_dict())
     for one, other in zip(model.transcriber().logprobs(SPEECH), again.transcriber().logprobs(SPEECH), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -13,7 +13,7 @@ from quantasr.engines.engine import COMPUTE
 from quantasr.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from quantasr.speech.ctc import CtcTranscriber
+    from quantasr.speech.transcript import Transcriber
 
 
 def count(text: str) -> int:
@@ -97,7 +97,7 @@ def is_artifact(where: str) -> bool:
     return any((Path(where) / name).is_file() for name in (MANIFEST, GRAPH, NATIVE))
 
 
-def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -> CtcTranscriber:
+def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -> Transcriber:
     """An artifact on the engine that the options name, or an original model in PyTorch."""
     options = decoder_options(arguments) | options
     if is_artifact(where):

@@ -13,8 +13,7 @@ from quantasr.errors import AudioError
 from quantasr.speech.ctc import BLOCK_SECONDS
 
 if TYPE_CHECKING:
-    from quantasr.speech.ctc import CtcTranscriber
-    from quantasr.speech.transcript import Transcript
+    from quantasr.speech.transcript import Transcriber, Transcript
 
 _EXAMPLES = """\
   quantasr transcribe out/ speech.wav
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 3 if failed or reported else 0
 
 
-def _transcribe(recogniser: CtcTranscriber, path: Path) -> tuple[Transcript, tuple[str, ...]]:
+def _transcribe(recogniser: Transcriber, path: Path) -> tuple[Transcript, tuple[str, ...]]:
     """The text of a file, and what looked wrong about its sound."""
     # Here, so that what is wrong with the model shows before audio libraries are loaded.
     from quantasr.measure.faults import FaultWatch

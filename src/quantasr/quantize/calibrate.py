@@ -21,10 +21,9 @@ def calibrate(prepared: Prepared, waves: Iterable[Waveform], *, progress: bool =
     """
     count = 0
     total = len(waves) if isinstance(waves, Sized) else None
-    transcriber = prepared.model.transcriber()
     with prepared.active(Phase.OBSERVE):
         for wave in track(waves, "calibrating", total=total, show=progress):
-            transcriber.logprobs([wave])
+            prepared.model.run(wave)
             count += 1
     if count == 0:
         raise CalibrationError("no calibration recordings: static scales need some speech")

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.asr_model import AsrModel
+from quantasr.sources.asr_model import AsrModel, CtcModel
 
 SOURCES: dict[str, str] = {
     "nemo": "NVIDIA NeMo (CTC models): a .nemo file, or a pretrained model's name",
@@ -56,4 +56,4 @@ def rebuild_model(source: str, folder: str | Path) -> AsrModel:
     return model
 
 
-__all__ = ["SOURCES", "AsrModel", "load_model", "rebuild_model"]
+__all__ = ["SOURCES", "AsrModel", "CtcModel", "load_model", "rebuild_model"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,21 +16,22 @@ from torch import Tensor, nn
 from quantasr.speech.ctc import AcousticModel, CtcTranscriber
 from quantasr.speech.frontend import Frontend, collate
 from quantasr.speech.tokenizer import CtcTokenizer
-from quantasr.speech.transcript import Waveform
+from quantasr.speech.transcript import Transcriber, Waveform
+
+Paths = list[NDArray[np.int64]] | None
+"""Token ids of each recording along which an attention model is scored; None where log-probs need none (CTC)."""
 
 
 @dataclass
-class AsrModel:
-    """A trained CTC recogniser, as any source gives it.
+class AsrModel(ABC):
+    """A trained recogniser, as any source gives it.
 
-    ``module`` is the framework's own model: recipes address its layers by their paths in it. ``graph`` wraps it
-    into what is exported: ``graph(features) -> logprobs``, and where ``padded_batches``,
-    ``graph(features, lengths) -> (logprobs, frame_counts)``, with ``features`` ``[batch, time]`` or
-    ``[batch, frames, bins]``, ``lengths`` ``[batch]`` and ``logprobs`` ``[batch, frames, vocabulary]``.
+    ``module`` is the framework's own model: recipes address its layers by their paths in it. ``graph`` wraps it into
+    what transcribing calls: ``graph(features)``, and where ``padded_batches``, ``graph(features, lengths)``, with
+    ``features`` ``[batch, time]`` or ``[batch, frames, bins]`` and ``lengths`` ``[batch]``.
 
     ``padded_batches`` is False for models trained without an attention mask: padding would change what they hear.
-    ``frame_seconds`` is the time between two rows of ``logprobs``; ``min_samples`` the shortest wave that is run as it
-    is: shorter ones are filled up with zeros.
+    ``min_samples`` is the shortest wave that is run as it is: shorter ones are filled up with zeros.
     ``rewrite`` gives parts of ``module`` the same arithmetic in a form that exports and quantizes better.
     ``files`` (name -> content) is what :func:`quantasr.sources.rebuild_model` makes the same model of, but for its
     weights.
@@ -40,36 +42,44 @@ class AsrModel:
     module: nn.Module
     graph: nn.Module
     frontend: Frontend
-    tokenizer: CtcTokenizer
     padded_batches: bool
-    frame_seconds: float
     min_samples: int
-    rewrite: Callable[[nn.Module], None] | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
+    rewrite: Callable[[nn.Module], None] | None = field(default=None, kw_only=True)
+    provenance: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    files: dict[str, bytes] = field(default_factory=dict, kw_only=True)
+
+    decoder: ClassVar[str]
+    """How log-probs become text: one of :data:`quantasr.artifact.DECODERS`."""
 
     @property
     def sample_rate(self) -> int:
         """Samples per second of the waves that the frontend takes."""
         return self.frontend.sample_rate
 
+    @abstractmethod
+    def transcriber(self, **options: Any) -> Transcriber:
+        """This model as a recogniser, in PyTorch."""
+
+    @abstractmethod
+    def run(self, wave: Waveform) -> None:
+        """Call everything that transcribing a wave of any length calls; calibration watches it."""
+
+    @abstractmethod
+    def logprobs(self, waves: Sequence[Waveform], paths: Paths = None) -> list[NDArray[np.float32]]:
+        """What decides the text of each wave, ``[frames or tokens, vocabulary]``.
+
+        ``paths`` are those of the model that this one is compared with, from :meth:`paths`.
+        """
+
+    def paths(self, waves: Sequence[Waveform]) -> Paths:
+        """The token ids that the model's own search finds, where log-probs depend on them."""
+        return None
+
     def make_exportable(self) -> None:
         """Rewrite ``module`` in place, once; until then it computes exactly as its framework does."""
         if self.rewrite is not None:
             self.rewrite(self.module)
             self.rewrite = None
-
-    def transcriber(self, acoustic: AcousticModel | None = None, **options: Any) -> CtcTranscriber:
-        """This model as a recogniser, in PyTorch, or with ``acoustic``, its graph on an engine, in the module's place.
-
-        ``options`` are those of :class:`CtcTranscriber`.
-        """
-        defaults: dict[str, Any] = {
-            "name": self.name,
-            "frame_seconds": self.frame_seconds,
-            "min_samples": self.min_samples,
-        }
-        return CtcTranscriber(acoustic or TorchAcousticModel(self), self.frontend, self.tokenizer, **defaults | options)
 
     def inputs(self, waves: Sequence[Waveform]) -> tuple[Tensor, ...]:
         """The arguments of ``graph`` for a batch of waves."""
@@ -84,10 +94,45 @@ class AsrModel:
         return self.inputs([rng.normal(0, 0.1, samples).astype(np.float32) for _ in range(batch)])
 
 
+@dataclass
+class CtcModel(AsrModel):
+    """A trained CTC recogniser.
+
+    ``graph`` is what is exported: ``graph(features) -> logprobs``, and where ``padded_batches``,
+    ``graph(features, lengths) -> (logprobs, frame_counts)``, with ``logprobs`` ``[batch, frames, vocabulary]``.
+    ``frame_seconds`` is the time between two rows of ``logprobs``.
+    """
+
+    tokenizer: CtcTokenizer
+    frame_seconds: float
+
+    decoder: ClassVar[str] = "ctc"
+
+    def transcriber(self, acoustic: AcousticModel | None = None, **options: Any) -> CtcTranscriber:
+        """This model as a recogniser, in PyTorch, or with ``acoustic``, its graph on an engine, in the module's place.
+
+        ``options`` are those of :class:`CtcTranscriber`.
+        """
+        defaults: dict[str, Any] = {
+            "name": self.name,
+            "frame_seconds": self.frame_seconds,
+            "min_samples": self.min_samples,
+        }
+        return CtcTranscriber(acoustic or TorchAcousticModel(self), self.frontend, self.tokenizer, **defaults | options)
+
+    def run(self, wave: Waveform) -> None:
+        """Run the windows that a transcriber would cut."""
+        self.transcriber().logprobs([wave])
+
+    def logprobs(self, waves: Sequence[Waveform], paths: Paths = None) -> list[NDArray[np.float32]]:
+        """Log-probs of every frame of each wave, ``[frames, vocabulary]``; run whole."""
+        return self.transcriber(chunk_seconds=0).logprobs(waves)
+
+
 class TorchAcousticModel:
     """``graph`` as the acoustic half of a :class:`CtcTranscriber`: arrays in, arrays out."""
 
-    def __init__(self, model: AsrModel) -> None:
+    def __init__(self, model: CtcModel) -> None:
         self._model = model
         self.padded_batches = model.padded_batches
 

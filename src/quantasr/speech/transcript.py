@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -59,4 +60,8 @@ class Transcriber(Protocol):
 
     def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
         """Transcribe a batch; the text of each is the same as when it is transcribed alone."""
+        ...
+
+    def transcribe_file(self, path: str | Path, *, start: float = 0.0, duration: float | None = None) -> Transcript:
+        """Transcribe an audio file of any rate and channel count, or a segment of it; times count from ``start``."""
         ...

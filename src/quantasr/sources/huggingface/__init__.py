@@ -1,4 +1,4 @@
-"""Hugging Face Transformers CTC models (``AutoModelForCTC``) as an :class:`AsrModel`."""
+"""Hugging Face Transformers CTC models (``AutoModelForCTC``) as an :class:`CtcModel`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.asr_model import AsrModel
+from quantasr.sources.asr_model import CtcModel
 from quantasr.sources.huggingface.graph import CtcGraph, adapter_layers, frames_adapted
 from quantasr.sources.huggingface.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend, frontend_from_dict
@@ -38,7 +38,7 @@ def recognises(where: str) -> bool:
     return (path / "config.json").is_file() if path.exists() else bool(_HUB_ID.fullmatch(where))
 
 
-def load(where: str, *, revision: str | None = None, trust: bool = False) -> AsrModel:
+def load(where: str, *, revision: str | None = None, trust: bool = False) -> CtcModel:
     """Load a CTC model with its feature extractor and tokenizer.
 
     Weights come from safetensors; a folder that has only pickled weights needs ``trust``. Raises
@@ -82,8 +82,8 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
     return _assemble(name, module, frontend, _tokenizer(where, tokenizer, config.vocab_size), padded, provenance)
 
 
-def rebuild(folder: Path) -> AsrModel:
-    """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights; transformers is needed."""
+def rebuild(folder: Path) -> CtcModel:
+    """The model whose :attr:`CtcModel.files` lie in ``folder``, with random weights; transformers is needed."""
     _require_transformers(str(folder))
     import transformers
 
@@ -113,7 +113,7 @@ def _require_transformers(where: str) -> None:
 
 def _assemble(
     name: str, module: Any, frontend: Frontend, tokenizer: CtcTokenizer, padded: bool, provenance: dict[str, Any]
-) -> AsrModel:
+) -> CtcModel:
     skeleton = {
         "name": name,
         "frontend": frontend.to_dict(),
@@ -123,7 +123,7 @@ def _assemble(
     }
     config = json.loads(module.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)  # where it happened to lie
-    return AsrModel(
+    return CtcModel(
         name=name,
         family=FAMILIES[module.config.model_type],
         module=module,

@@ -1,4 +1,4 @@
-"""NVIDIA NeMo models with a CTC head (a ``.nemo`` file) as an :class:`AsrModel`."""
+"""NVIDIA NeMo models with a CTC head (a ``.nemo`` file) as an :class:`CtcModel`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.asr_model import AsrModel
+from quantasr.sources.asr_model import CtcModel
 from quantasr.sources.nemo.archive import CONFIG, open_archive
 from quantasr.sources.nemo.config import NemoConfig, read_config
 from quantasr.sources.nemo.graph import CtcGraph
 from quantasr.sources.nemo.hub import download
-from quantasr.sources.nemo.module import CtcModel, build, fill, fits, require_nemo, subsampling_factor
+from quantasr.sources.nemo.module import NemoModel, build, fill, fits, require_nemo, subsampling_factor
 from quantasr.sources.nemo.rewrites import rewrite
 from quantasr.sources.nemo.tokenizer import read_tokenizer
 from quantasr.speech.frontend import LogMelFrontend
@@ -36,7 +36,7 @@ def recognises(where: str) -> bool:
     return where.endswith(".nemo") or (not path.exists() and _PRETRAINED.fullmatch(where) is not None)
 
 
-def load(where: str, *, revision: str | None = None, trust: bool = False) -> AsrModel:
+def load(where: str, *, revision: str | None = None, trust: bool = False) -> CtcModel:
     """Load a CTC model with its features and tokens.
 
     Nothing in the file is executed, whatever ``trust`` says: NeMo's own ``restore_from`` is not used. Raises
@@ -64,8 +64,8 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
     return _assemble(name, config, module, tokenizer, provenance)
 
 
-def rebuild(folder: Path) -> AsrModel:
-    """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights; NeMo is needed."""
+def rebuild(folder: Path) -> CtcModel:
+    """The model whose :attr:`CtcModel.files` lie in ``folder``, with random weights; NeMo is needed."""
     row = json.loads((folder / _SKELETON).read_text("utf-8"))
     frontend = {key: value for key, value in row["config"].pop("frontend").items() if key != "kind"}
     config = NemoConfig(**{**row["config"], "frontend": LogMelFrontend(**frontend)})
@@ -75,8 +75,8 @@ def rebuild(folder: Path) -> AsrModel:
 
 
 def _assemble(
-    name: str, config: NemoConfig, module: CtcModel, tokenizer: CtcTokenizer, provenance: dict[str, Any]
-) -> AsrModel:
+    name: str, config: NemoConfig, module: NemoModel, tokenizer: CtcTokenizer, provenance: dict[str, Any]
+) -> CtcModel:
     graph = CtcGraph(module)
     factor = subsampling_factor(module, config)
     with fits(provenance["model"], config):
@@ -87,7 +87,7 @@ def _assemble(
         "tokenizer": tokenizer.to_dict(),
         "provenance": provenance,
     }
-    return AsrModel(
+    return CtcModel(
         name=name,
         family=config.family,
         module=module,

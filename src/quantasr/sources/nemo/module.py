@@ -26,7 +26,7 @@ _UNUSED = ("preprocessor.", "spec_augmentation.", "loss.", "ctc_loss.", "wer.", 
 _NORMS = ("batch", "batch_norm", "fused_batch_norm", "layer_norm")
 
 
-class CtcModel(nn.Module):
+class NemoModel(nn.Module):
     """An encoder and a CTC head at the paths that they have in NeMo's model, and nothing else of it.
 
     NeMo's model is a Lightning module with losses, metrics and augmentation, none of which runs or is exported.
@@ -89,7 +89,7 @@ def fits(where: str, config: NemoConfig) -> Iterator[None]:
         raise ModelLoadError(f"{where}: NeMo cannot build or run its {config.encoder_class}: {reason}") from error
 
 
-def build(where: str, config: NemoConfig, tokens: int) -> CtcModel:
+def build(where: str, config: NemoConfig, tokens: int) -> NemoModel:
     """The model with random weights; ``tokens`` are those without the blank."""
     require_nemo(where)
     from nemo.collections.asr import modules
@@ -117,7 +117,7 @@ def build(where: str, config: NemoConfig, tokens: int) -> CtcModel:
         raise ModelLoadError(
             f"{where}: its decoder has {outputs} outputs, but its tokenizer has {tokens} tokens, and a blank"
         )
-    return CtcModel(encoder, config.head, decoder).eval()
+    return NemoModel(encoder, config.head, decoder).eval()
 
 
 def _refuse_unsupported(where: str, encoder: dict[str, Any]) -> None:
@@ -181,7 +181,7 @@ def _mask(x: Tensor, lengths: Tensor) -> Tensor:
     return (torch.arange(x.shape[-1], device=x.device)[None] < lengths[:, None])[:, None].to(x.dtype)
 
 
-def fill(where: str, model: CtcModel, head: str, state: dict[str, Tensor]) -> None:
+def fill(where: str, model: NemoModel, head: str, state: dict[str, Tensor]) -> None:
     """Put the weights in; raises :class:`ModelLoadError` unless they are exactly those of the model, and finite."""
     mine = ("encoder.", f"{head}.")
     unused = _UNUSED if head == "decoder" else (*_UNUSED, "decoder.")
