@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -60,6 +60,10 @@ class Transcriber(Protocol):
 
     def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
         """Transcribe a batch; the text of each is the same as when it is transcribed alone."""
+        ...
+
+    def transcribe_stream(self, blocks: Iterable[Waveform]) -> Transcript:
+        """Transcribe one recording that comes in blocks of any size."""
         ...
 
     def transcribe_file(self, path: str | Path, *, start: float = 0.0, duration: float | None = None) -> Transcript:
