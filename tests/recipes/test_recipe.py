@@ -176,6 +176,24 @@ def test_every_rule_must_match_something() -> None:
         _recipe(Rule("*"), exclude=("head",)).check_used(LAYERS)
 
 
+def test_a_name_that_does_not_exist_is_answered_with_the_nearest() -> None:
+    modules = {"encoder": "Sequential", "encoder.norm": "BatchNorm1d", **dict.fromkeys(LAYERS, "Linear")}
+    with pytest.raises(RecipeError, match=r"matches no layer: did you mean encoder.layers.0\.\S+"):
+        _recipe(Rule("encoder.layer.0.attn")).check_used(LAYERS, modules)
+    with pytest.raises(RecipeError, match=r"no layer that can be quantized: encoder.norm is a BatchNorm1d"):
+        _recipe(Rule("encoder.norm")).check_used(LAYERS, modules)
+    with pytest.raises(RecipeError, match="did you mean lm_head"):
+        _recipe(Rule("*"), exclude=("lm_haed",)).check_used(LAYERS, modules)
+
+
+def test_recurrent_layers_have_no_static_scales() -> None:
+    layers = {**LAYERS, "rnn.0": "lstm", "rnn.1": "gru"}
+    with pytest.raises(RecipeError, match=r"rule 'rnn' asks for mode static, but gru and lstm can only be dynamic"):
+        _recipe(Rule("rnn")).check_used(layers)
+    _recipe(Rule("rnn", {"mode": "dynamic"})).check_used(layers)
+    _recipe(Rule("*")).check_used(layers)  # others are static; these stay float and say why
+
+
 @pytest.mark.parametrize(
     "recipe",
     [

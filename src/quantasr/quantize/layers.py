@@ -64,3 +64,8 @@ def find_layers(module: nn.Module) -> dict[str, tuple[str, nn.Module]]:
         if kind is not None:
             found[path] = (kind, part)
     return found
+
+
+def module_names(module: nn.Module) -> dict[str, str]:
+    """All modules: ``{path: name of the class}``."""
+    return {path: type(part).__name__ for path, part in module.named_modules() if path}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +24,7 @@ from quantasr.numerics.quantizers import (
 )
 from quantasr.quantize.fold import bake_parametrizations, fold_batch_norms
 from quantasr.quantize.functional import ProductQuantizers
-from quantasr.quantize.layers import KINDS, find_layers
+from quantasr.quantize.layers import KINDS, find_layers, module_names
 from quantasr.recipes.recipe import FLOAT, QConfig, Recipe
 from quantasr.sources.asr_model import AsrModel, evaluating
 
@@ -71,20 +71,22 @@ class Prepared:
     stored: dict[str, Tensor] = field(default_factory=dict)
     """Float weights, by their names, as float16 will hold them; the simulation has these in place of the originals."""
 
-    def set_phase(self, phase: Phase) -> None:
-        """Put every quantizer into ``phase``."""
-        for quantizer in self.quantizers():
+    def set_phase(self, phase: Phase, paths: Collection[str] | None = None) -> None:
+        """Put every quantizer, or those at ``paths``, into ``phase``."""
+        for quantizer in self.quantizers(paths):
             quantizer.phase = phase
         if self.products is not None:
-            self.products.phase = phase  # for products that are met for the first time
+            self.products.phase = phase if paths is None else Phase.FLOAT  # for products met for the first time
 
-    def quantizers(self) -> Iterator[Quantizer]:
-        """All quantizers, those of attention products included."""
-        yield from self.inputs.values()
-        yield from self.weights.values()
-        if self.products is not None:
-            for pair in self.products.quantizers.values():
-                yield from pair
+    def quantizers(self, paths: Collection[str] | None = None) -> Iterator[Quantizer]:
+        """All quantizers, or those at ``paths``; those of attention products included."""
+        pairs = self.products.quantizers if self.products is not None else {}
+        for path in self.paths() if paths is None else paths:
+            if path in self.inputs:
+                yield self.inputs[path]
+            if path in self.weights:
+                yield self.weights[path]
+            yield from pairs.get(path, ())
 
     def leave_float(self, path: str, reason: str) -> None:
         """Take the quantizers off one layer and record why."""
@@ -100,12 +102,29 @@ class Prepared:
         unseen = {path for path, quantizer in self.inputs.items() if not quantizer.seen}
         return [path for path, weight in self.weights.items() if not weight.calls or path in unseen]
 
+    def paths(self) -> list[str]:
+        """Layers and attention products that have a quantizer."""
+        return list(dict.fromkeys([*self.weights, *self.inputs, *(self.products.quantizers if self.products else ())]))
+
+    def label(self) -> None:
+        """Tell every quantizer the path of its layer or product, which its node in a graph then carries."""
+        for path in self.paths():
+            for quantizer in self.quantizers({path}):
+                quantizer.label = path
+
     @contextmanager
-    def active(self, phase: Phase) -> Iterator[None]:
-        """Run the model in ``phase`` for a while, attention products included, then return to float."""
-        self.set_phase(phase)
+    def active(self, phase: Phase, paths: Collection[str] | None = None) -> Iterator[None]:
+        """Run the model in ``phase`` for a while, then return to float.
+
+        ``paths`` are the layers and attention products (:meth:`paths`) to do it with, while all others are float; None
+        means all, new attention products included.
+        """
+        self.set_phase(phase, paths)
+        products = self.products
+        if products is not None and paths is not None and not set(paths) & set(products.quantizers):
+            products = None  # watching every function call for them costs time
         try:
-            with evaluating(self.model.module), self._stored(phase), self.products or nullcontext():
+            with evaluating(self.model.module), self._stored(phase), products or nullcontext():
                 yield
         finally:
             self.set_phase(Phase.FLOAT)
@@ -133,9 +152,9 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
     Nothing is replaced: an input gets a forward pre-hook, a weight a parametrization. Raises
     :class:`quantasr.errors.RecipeError` when the recipe matches nothing or does not fit a layer.
     """
+    check_fits(model, recipe)
     model.make_exportable()
     layers = find_layers(model.module)
-    recipe.check_used({path: kind for path, (kind, _) in layers.items()})
     with evaluating(model.module):
         bake_parametrizations(model.module)
         folded = fold_batch_norms(model.module, model.graph, model.probe())
@@ -160,6 +179,12 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
             ),
         )
     return prepared
+
+
+def check_fits(model: AsrModel, recipe: Recipe) -> None:
+    """Raise :class:`quantasr.errors.RecipeError` when a recipe does not speak of ``model``; nothing is changed."""
+    kinds = {path: kind for path, (kind, _) in find_layers(model.module).items()}
+    recipe.check_used(kinds, module_names(model.module))
 
 
 def _attach(prepared: Prepared, path: str, kind: str, layer: nn.Module, qconfig: QConfig) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import tomli_w
 from quantasr.errors import RecipeError
 from quantasr.numerics.observers import observer_factory
 from quantasr.numerics.qtypes import QType
+from quantasr.recipes.pattern import Pattern, nearest
 
 FORMAT = 1
 MODES = ("static", "dynamic", "weight_only", "float")
@@ -34,6 +34,8 @@ LAYER_KINDS = (
     "gru_cell",
     "rnn_cell",
 )
+NEVER_STATIC = ("lstm", "gru", "lstm_cell", "gru_cell", "rnn_cell")
+"""Kinds whose kernels take the scales of their inputs from each call."""
 COMPUTE = ("auto", "fp32", "bf16", "fp16")
 ENGINES = ("auto", "onnxruntime", "openvino")
 FLOAT_STORAGE = ("fp32", "fp16", "bf16")
@@ -117,8 +119,8 @@ def _tensor(qtype: QType, observer: str, table: dict[str, Any], key: str) -> tup
 class Rule:
     """Layers whose path matches ``match`` and whose kind is ``kind`` (any, when None) get ``changes``.
 
-    ``match`` is a shell pattern over the dotted module path, where ``*`` also crosses dots. A rule that matches
-    no layer is an error unless ``optional``.
+    ``match`` is a :class:`~quantasr.recipes.pattern.Pattern` over the dotted path of a layer, or of a module around
+    layers. A rule that matches no layer is an error unless ``optional``.
     """
 
     match: str
@@ -129,10 +131,11 @@ class Rule:
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in LAYER_KINDS:
             raise RecipeError(f"rule {self.match!r}: kind = {self.kind!r}: choose one of {', '.join(LAYER_KINDS)}")
+        Pattern(self.match)
 
     def matches(self, path: str, kind: str) -> bool:
         """Whether the rule speaks of the layer at ``path``."""
-        return (self.kind is None or self.kind == kind) and fnmatchcase(path, self.match)
+        return (self.kind is None or self.kind == kind) and Pattern(self.match).matches(path)
 
     def to_dict(self) -> dict[str, Any]:
         """The rule as a TOML table."""
@@ -187,7 +190,7 @@ class Recipe:
 
     def qconfig(self, path: str, kind: str) -> QConfig:
         """What the recipe says of the layer of ``kind`` at ``path``."""
-        if any(fnmatchcase(path, pattern) for pattern in self.exclude):
+        if any(Pattern(pattern).matches(path) for pattern in self.exclude):
             return FLOAT
         found = FLOAT
         for rule in self.rules:
@@ -195,20 +198,28 @@ class Recipe:
                 found = self.defaults.updated(rule.changes, f"rule {rule.match!r}")
         return replace(found, weight=found.weight.reduced(7)) if self.reduce_range else found
 
-    def check_used(self, layers: dict[str, str]) -> None:
-        """Raise :class:`RecipeError` unless every rule and exclusion, and the whole, match some of ``{path: kind}``."""
-        example = ", ".join(list(layers)[:3])
+    def check_used(self, layers: Mapping[str, str], modules: Mapping[str, str] | None = None) -> None:
+        """Raise :class:`RecipeError` unless every rule and exclusion, and the whole, match some of ``{path: kind}``.
+
+        A rule must also be possible for some layer that it matches. ``modules`` are all modules of the model and the
+        names of their classes, to say what is at a path that holds no layer, or which paths are nearest.
+        """
         for rule in self.rules:
-            if not rule.optional and not any(rule.matches(path, kind) for path, kind in layers.items()):
+            kinds = {kind for path, kind in layers.items() if rule.matches(path, kind)}
+            where = f"recipe {self.name!r}: rule {rule.match!r}"
+            if not kinds and not rule.optional:
+                kind = f" of kind {rule.kind}" if rule.kind else ""
+                found = _missing(rule.match, kind, layers, modules or {})
+                raise RecipeError(f"{where} {found} (mark it optional = true if that is meant)")
+            if kinds and kinds <= set(NEVER_STATIC) and self.defaults.updated(rule.changes, where).mode == "static":
                 raise RecipeError(
-                    f"recipe {self.name!r}: rule {rule.match!r} matches no layer; paths look like {example} "
-                    "(mark it optional = true if that is meant)"
+                    f"{where} asks for mode static, but {' and '.join(sorted(kinds))} can only be dynamic: "
+                    "no kernel takes fixed scales for a recurrent layer"
                 )
         for pattern in self.exclude:
-            if not any(fnmatchcase(path, pattern) for path in layers):
-                raise RecipeError(
-                    f"recipe {self.name!r}: exclude {pattern!r} matches no layer; paths look like {example}"
-                )
+            if not any(Pattern(pattern).matches(path) for path in layers):
+                found = _missing(pattern, "", layers, modules or {})
+                raise RecipeError(f"recipe {self.name!r}: exclude {pattern!r} {found}")
         if self.halves:
             return
         if not self.attention_products and all(self.qconfig(p, k).mode == "float" for p, k in layers.items()):
@@ -276,6 +287,20 @@ class Recipe:
     def dumps(self) -> str:
         """The recipe as TOML text."""
         return tomli_w.dumps(self.to_dict())
+
+
+def _missing(match: str, kind: str, layers: Mapping[str, str], modules: Mapping[str, str]) -> str:
+    """What there is instead of a layer that ``match`` could mean."""
+    if any(Pattern(match).matches(path) for path in layers):
+        return f"matches no layer{kind}"
+    there = {path: name for path, name in modules.items() if Pattern(match).matches(path)}
+    if there:
+        path, name = next(iter(there.items()))
+        return f"matches no layer that can be quantized: {path} is a {name}"
+    similar = nearest(match, [*modules, *layers])
+    if similar:
+        return f"matches no layer: did you mean {' or '.join(similar)}?"
+    return f"matches no layer; paths look like {', '.join(list(layers)[:3])}"
 
 
 def _rule(row: Any) -> Rule:
