@@ -39,9 +39,20 @@ def export_float(model: AsrModel) -> onnx.ModelProto:
 
 def export_quantized(prepared: Prepared) -> onnx.ModelProto:
     """A converted model as a QDQ graph, weights stored as integers."""
+    return finish_quantized(trace_quantized(prepared), prepared)
+
+
+def trace_quantized(prepared: Prepared) -> onnx.ModelProto:
+    """A converted model as it is traced: a node of our domain for each quantizer, labelled with its layer's path."""
+    prepared.label()
     with prepared.active(Phase.SIMULATE):
         graph = _trace(prepared.model, custom=None if prepared.recipe.halves else {DOMAIN: 1})
     tidy(graph)
+    return graph
+
+
+def finish_quantized(graph: onnx.ModelProto, prepared: Prepared) -> onnx.ModelProto:
+    """Turn a traced graph, in place, into standard ONNX."""
     lower(graph)
     hoist(graph.graph)
     graph = _finish(graph, prepared.model)

@@ -50,24 +50,31 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType) -> Tens
     return torch.clamp(torch.round(x / scale) + zero_point, qtype.quant_min, qtype.quant_max)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType) -> Tensor:
-    """Quantize ``x`` and dequantize it again; ``scale`` and ``zero_point`` are scalars."""
-    out: Tensor = FakeQuantize.apply(x, scale, zero_point, qtype.bits, qtype.symmetric)  # type: ignore[no-untyped-call]
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType, label: str = "") -> Tensor:
+    """Quantize ``x`` and dequantize it again; ``scale`` and ``zero_point`` are scalars.
+
+    ``label`` is kept in the exported node, to find it again.
+    """
+    out: Tensor = FakeQuantize.apply(  # type: ignore[no-untyped-call]
+        x, scale, zero_point, qtype.bits, qtype.symmetric, label
+    )
     return out
 
 
-def dynamic_fake_quantize(x: Tensor) -> Tensor:
+def dynamic_fake_quantize(x: Tensor, label: str = "") -> Tensor:
     """Quantize ``x`` with a scale of its own (8 bits, affine) and dequantize it again."""
-    out: Tensor = DynamicFakeQuantize.apply(x)  # type: ignore[no-untyped-call]
+    out: Tensor = DynamicFakeQuantize.apply(x, label)  # type: ignore[no-untyped-call]
     return out
 
 
-def dequantize_weight(integers: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType, axis: int) -> Tensor:
+def dequantize_weight(
+    integers: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType, axis: int, label: str = ""
+) -> Tensor:
     """Real weights from integers; ``axis`` is the one that per-channel scales run along."""
     axis = axis if qtype.granularity == "per_channel" else -1
     group = qtype.group_size or 0
     out: Tensor = DequantizeWeight.apply(  # type: ignore[no-untyped-call]
-        integers, scale, zero_point, qtype.bits, qtype.symmetric, axis, group
+        integers, scale, zero_point, qtype.bits, qtype.symmetric, axis, group, label
     )
     return out
 
@@ -76,7 +83,9 @@ class FakeQuantize(torch.autograd.Function):
     """Quantize and dequantize; exported as a ``quantasr::FakeQuantize`` node."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, symmetric: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, symmetric: bool, label: str
+    ) -> Tensor:
         qtype = QType(bits, symmetric)
         shifted = torch.round(x / scale) + zero_point
         integers = shifted.clamp(qtype.quant_min, qtype.quant_max)
@@ -86,11 +95,12 @@ class FakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None, None
+        return gradients[0] * inside, None, None, None, None, None
 
     @staticmethod
-    def symbolic(g: Any, x: Any, scale: Any, zero_point: Any, bits: int, symmetric: bool) -> Any:
-        out = g.op(f"{DOMAIN}::FakeQuantize", x, scale, zero_point, bits_i=bits, symmetric_i=int(symmetric))
+    def symbolic(g: Any, x: Any, scale: Any, zero_point: Any, bits: int, symmetric: bool, label: str) -> Any:
+        attributes = {"bits_i": bits, "symmetric_i": int(symmetric), "label_s": label}
+        out = g.op(f"{DOMAIN}::FakeQuantize", x, scale, zero_point, **attributes)
         return out.setType(x.type())
 
 
@@ -98,7 +108,7 @@ class DynamicFakeQuantize(torch.autograd.Function):
     """Quantize and dequantize with a scale from the tensor itself: ONNX ``DynamicQuantizeLinear``, 8 bits affine."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, label: str) -> Tensor:
         qtype = QType(8, symmetric=False)
         # ONNX defines this in float32; double here would give another zero_point now and then.
         low, high = x.min().clamp(max=0.0), x.max().clamp(min=0.0)
@@ -108,12 +118,12 @@ class DynamicFakeQuantize(torch.autograd.Function):
         return (quantize(x, scale, zero_point, qtype) - zero_point) * scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
     @staticmethod
-    def symbolic(g: Any, x: Any) -> Any:
-        return g.op(f"{DOMAIN}::DynamicFakeQuantize", x).setType(x.type())
+    def symbolic(g: Any, x: Any, label: str) -> Any:
+        return g.op(f"{DOMAIN}::DynamicFakeQuantize", x, label_s=label).setType(x.type())
 
 
 class DequantizeWeight(torch.autograd.Function):
@@ -125,7 +135,15 @@ class DequantizeWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, integers: Tensor, scale: Tensor, zero_point: Tensor, bits: int, symmetric: bool, axis: int, group: int
+        ctx: Any,
+        integers: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: int,
+        symmetric: bool,
+        axis: int,
+        group: int,
+        label: str,
     ) -> Tensor:
         if group:
             size = integers.shape[1]
@@ -137,7 +155,15 @@ class DequantizeWeight(torch.autograd.Function):
 
     @staticmethod
     def symbolic(
-        g: Any, integers: Any, scale: Any, zero_point: Any, bits: int, symmetric: bool, axis: int, group: int
+        g: Any,
+        integers: Any,
+        scale: Any,
+        zero_point: Any,
+        bits: int,
+        symmetric: bool,
+        axis: int,
+        group: int,
+        label: str,
     ) -> Any:
         out = g.op(
             f"{DOMAIN}::DequantizeWeight",
@@ -148,5 +174,6 @@ class DequantizeWeight(torch.autograd.Function):
             symmetric_i=int(symmetric),
             axis_i=axis,
             group_i=group,
+            label_s=label,
         )
         return out.setType(integers.type().with_dtype(torch.float32))

@@ -56,7 +56,10 @@ class Samples:
 
 
 class InputQuantizer(nn.Module):
-    """Static quantizer of a layer's input: one scale, fixed after calibration."""
+    """Static quantizer of a layer's input: one scale, fixed after calibration.
+
+    ``label`` is what its node in an exported graph goes by.
+    """
 
     scale: Tensor
     zero_point: Tensor
@@ -71,6 +74,7 @@ class InputQuantizer(nn.Module):
         self.qtype = qtype
         self.observer: Observer = observer(1)
         self.samples = samples or Samples()
+        self.label = ""
         self.phase = Phase.FLOAT
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
@@ -80,7 +84,7 @@ class InputQuantizer(nn.Module):
             self.observer.observe(self.samples.of(x))
             return x
         if self.phase is Phase.SIMULATE:
-            return fake_quantize(x, self.scale, self.zero_point, self.qtype)
+            return fake_quantize(x, self.scale, self.zero_point, self.qtype, self.label)
         return x
 
     @property
@@ -119,6 +123,7 @@ class DynamicInputQuantizer(nn.Module):
         if (qtype.bits, qtype.symmetric, qtype.granularity) != (8, False, "per_tensor"):
             raise RecipeError(f"mode dynamic quantizes inputs as int8 affine per_tensor, not {qtype}")
         self.qtype = qtype
+        self.label = ""
         self.phase = Phase.FLOAT
         self.calls = 0
 
@@ -126,7 +131,7 @@ class DynamicInputQuantizer(nn.Module):
         if self.phase is Phase.OBSERVE:
             self.calls += 1
         if self.phase is Phase.SIMULATE:
-            return dynamic_fake_quantize(x)
+            return dynamic_fake_quantize(x, self.label)
         return x
 
     @property
@@ -153,6 +158,7 @@ class WeightQuantizer(nn.Module):
         self.qtype = qtype
         self.observer = observer
         self.axis = axis
+        self.label = ""
         self.phase = Phase.FLOAT
         self.calls = 0
         self.frozen = False
@@ -164,7 +170,7 @@ class WeightQuantizer(nn.Module):
             return weight
         if not self.frozen:
             self.freeze(weight)
-        return dequantize_weight(self.integers, self.scale, self.zero_point, self.qtype, self.axis)
+        return dequantize_weight(self.integers, self.scale, self.zero_point, self.qtype, self.axis, self.label)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Assigning to the weight stores it as it is."""
