@@ -90,7 +90,7 @@ class CtcTranscriber:
 
         Raises AudioError, naming the wave by its index, when one is empty, not mono, or holds NaN.
         """
-        _check(waves)
+        check_waves(waves)
         results: dict[int, Decoded] = {}
         for i, logprobs in self._short(waves):
             results[i] = decode(self.decoder, self.tokenizer, logprobs)
@@ -125,7 +125,7 @@ class CtcTranscriber:
 
     def logprobs(self, waves: Sequence[Waveform]) -> list[NDArray[np.float32]]:
         """What the acoustic model says of each wave, ``[frames, vocab]``; windows of long ones are joined."""
-        _check(waves)
+        check_waves(waves)
         found = dict(self._short(waves))
         return [found[i] if i in found else np.concatenate(list(self._long([w]))) for i, w in enumerate(waves)]
 
@@ -190,7 +190,8 @@ class CtcTranscriber:
         return Transcript(decoded.text, duration, tuple(words), decoded.score)
 
 
-def _check(waves: Sequence[Waveform]) -> None:
+def check_waves(waves: Sequence[Waveform]) -> None:
+    """Raise AudioError, naming the wave by its index, unless all are mono, finite, and have samples."""
     for i, wave in enumerate(waves):
         if wave.ndim != 1 or wave.size == 0:
             raise AudioError(f"wave {i}: shape {list(wave.shape)}; one channel with at least one sample is needed")

@@ -1,0 +1,209 @@
+"""``EncoderDecoderASR``: an encoder, and a decoder that attends to it and searches the text token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from quantasr.errors import ModelLoadError
+from quantasr.sources.asr_model import AsrModel, Paths, evaluating
+from quantasr.speech.attention import AttentionTranscriber
+from quantasr.speech.frontend import WaveFrontend
+from quantasr.speech.transcript import Waveform
+
+# How many of an encoder's frames a search needs at least is found by trying waves of these lengths.
+_SHORTEST_SECONDS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+class AttentionGraph(nn.Module):
+    """What ``transcribe_batch`` runs, as a function of tensors: features, encoder, search with all its scorers."""
+
+    def __init__(self, interface: Any) -> None:
+        super().__init__()
+        self.interface = interface
+
+    @property
+    def searcher(self) -> Any:
+        """SpeechBrain's ``S2SBaseSearcher``, which holds embedding, decoder and output layer."""
+        return self.interface.mods["decoder"]
+
+    def forward(self, waves: Tensor, lengths: Tensor | None = None, path: Tensor | None = None) -> Any:
+        """``waves`` ``[batch, time]``, ``lengths`` ``[batch]`` -> tokens ``[batch, longest]`` and their counts.
+
+        With ``path``, the token ids ``[tokens]`` of a single wave, nothing is searched: log-probs
+        ``[tokens + 1, vocabulary]`` of each token and of the end, each given those before it.
+        """
+        relative = torch.ones(len(waves)) if lengths is None else lengths / lengths.max()
+        if path is not None:
+            return self._score(waves, relative, path)
+        _, found = self.interface.transcribe_batch(waves, relative)
+        counts = torch.tensor([len(tokens) for tokens in found])
+        tokens = torch.full((len(found), int(counts.max())), self.searcher.eos_index)
+        for row, ids in zip(tokens, found, strict=True):
+            row[: len(ids)] = torch.as_tensor(ids)
+        return tokens, counts
+
+    @torch.no_grad()
+    def _score(self, waves: Tensor, relative: Tensor, path: Tensor) -> Tensor:
+        """The decoder along ``path``, in the searcher's own steps, without its scorers."""
+        searcher = self.searcher
+        encoded = self.interface.encode_batch(waves, relative)
+        frames = torch.round(encoded.shape[1] * relative).int()
+        memory = searcher.reset_mem(1, device=encoded.device)
+        rows = []
+        for token in [searcher.bos_index, *path.tolist()]:
+            row, memory, _ = searcher.forward_step(torch.tensor([token]), memory, encoded, frames)
+            rows.append(row[0].float())
+        # Greedy searchers' steps give logits, those of beam search log-probs, which this leaves as they are.
+        return torch.log_softmax(torch.stack(rows), dim=-1)
+
+
+@dataclass
+class AttentionModel(AsrModel):
+    """A live ``EncoderDecoderASR``.
+
+    ``module`` is ``interface.mods``. ``graph(waves)`` searches: ``[1, time]`` -> tokens ``[1, n]`` and their count.
+    Everything runs in ``interface``'s own code, so what is done to ``module`` is done to ``interface`` too.
+    """
+
+    interface: Any
+
+    decoder: ClassVar[str] = "attention"
+
+    def transcriber(self, **options: Any) -> AttentionTranscriber:
+        """This model as a recogniser; ``options`` are those of :class:`AttentionTranscriber`."""
+        defaults: dict[str, Any] = {
+            "name": self.name,
+            "sample_rate": self.sample_rate,
+            "min_samples": self.min_samples,
+        }
+        return AttentionTranscriber(self.recognise, **defaults | options)
+
+    def recognise(self, wave: Waveform) -> str:
+        """The text of a whole wave, as ``transcribe_batch`` gives it."""
+        text: str = self.interface.tokenizer.decode_ids(self._search(wave).tolist())
+        return text
+
+    def run(self, wave: Waveform) -> None:
+        """Search the pieces that a transcriber would cut."""
+        for piece in self._pieces(wave):
+            self._search(piece)
+
+    def paths(self, waves: Sequence[Waveform]) -> Paths:
+        """The token ids that the search finds in each whole wave, without bos and eos."""
+        return [self._search(wave) for wave in waves]
+
+    def logprobs(self, waves: Sequence[Waveform], paths: Paths = None) -> list[NDArray[np.float32]]:
+        """Log-probs along ``paths``, ``[tokens + 1, vocabulary]``: of each token given those before it, and of the end.
+
+        The decoder's alone, at its own temperature: scorers (CTC, language models, coverage) weigh what it says, and
+        are not in it. Without ``paths``, along those of :meth:`paths`.
+        """
+        found = []
+        paths = self.paths(waves) if paths is None else paths
+        assert paths is not None
+        for wave, path in zip(waves, paths, strict=True):
+            with evaluating(self.module), torch.no_grad():
+                rows = self.graph(*self.inputs([self._filled(wave)]), path=torch.from_numpy(path))
+            found.append(rows.numpy())
+        return found
+
+    def _search(self, wave: Waveform) -> NDArray[np.int64]:
+        with evaluating(self.module), torch.no_grad():
+            tokens, counts = self.graph(*self.inputs([self._filled(wave)]))
+        ids: NDArray[np.int64] = tokens[0, : counts[0]].numpy()
+        return ids
+
+    def _pieces(self, wave: Waveform) -> Iterator[Waveform]:
+        return self.transcriber().pieces([wave])
+
+    def _filled(self, wave: Waveform) -> Waveform:
+        return np.pad(wave, (0, max(0, self.min_samples - wave.size)))
+
+
+def load_attention(interface: Any, where: str, provenance: dict[str, Any]) -> AttentionModel:
+    """A live ``EncoderDecoderASR`` as a model; raises :class:`ModelLoadError` where its decoder is of another kind."""
+    check_searcher(interface, where)
+    name_scorers(interface)
+    interface.eval()
+    frontend = WaveFrontend(int(interface.audio_normalizer.sample_rate), normalize=False)
+    provenance = {"parameters": sum(p.numel() for p in interface.mods.parameters()), **provenance}
+    graph = AttentionGraph(interface)
+    return AttentionModel(
+        name=str(provenance.get("name") or where.rstrip("/").rpartition("/")[2]),
+        family=_family(interface),
+        module=interface.mods,
+        graph=graph,
+        frontend=frontend,
+        padded_batches=False,
+        min_samples=_shortest(graph, frontend.sample_rate, where),
+        interface=interface,
+        provenance=provenance,
+    )
+
+
+def check_searcher(interface: Any, where: str) -> None:
+    """Raise :class:`ModelLoadError` unless the decoder is a search whose steps are known."""
+    from speechbrain.decoders import seq2seq  # type: ignore[import-untyped,unused-ignore]
+
+    known = (
+        *(seq2seq.S2SRNNGreedySearcher, seq2seq.S2SRNNBeamSearcher),
+        *(seq2seq.S2STransformerGreedySearcher, seq2seq.S2STransformerBeamSearcher),
+    )
+    searcher = interface.mods["decoder"]
+    if not isinstance(searcher, known):
+        names = ", ".join(kind.__name__ for kind in known)
+        raise ModelLoadError(f"{where}: decoder {type(searcher).__name__} is not supported: quantasr knows {names}")
+    if getattr(searcher, "return_topk", False):
+        raise ModelLoadError(f"{where}: return_topk gives several texts for a recording: set it to False")
+    if not hasattr(interface.tokenizer, "decode_ids"):
+        kind = type(interface.tokenizer).__name__
+        raise ModelLoadError(f"{where}: tokenizer {kind} has no decode_ids, which EncoderDecoderASR calls")
+
+
+def name_scorers(interface: Any) -> None:
+    """Add to ``interface.mods`` what its search calls and only a scorer holds, under its name in the hyperparameters.
+
+    A scorer is no module, so what it holds (an output layer for CTC, a language model) has no path otherwise.
+    """
+    scorer = getattr(interface.mods["decoder"], "scorer", None)
+    if scorer is None:
+        return
+    named = {id(part) for part in interface.mods.modules()}
+    names = {id(value): key for key, value in vars(interface.hparams).items() if isinstance(value, nn.Module)}
+    for kind, held in {**scorer.full_scorers, **scorer.partial_scorers}.items():
+        for key, part in vars(held).items():
+            # Softmax and the like have nothing that could be quantized or saved.
+            if isinstance(part, nn.Module) and id(part) not in named and any(True for _ in part.parameters()):
+                interface.mods[names.get(id(part), f"{kind}_{key}")] = part.eval().requires_grad_(False)
+                named |= {id(inner) for inner in part.modules()}
+
+
+def _family(interface: Any) -> str:
+    """``speechbrain_crdnn`` and so on, from the encoder that it has."""
+    kinds = {type(part).__name__ for part in interface.mods.modules()}
+    for marker, family in (("ConformerEncoder", "conformer"), ("TransformerASR", "transformer"), ("CRDNN", "crdnn")):
+        if marker in kinds:
+            return f"speechbrain_{family}"
+    return "speechbrain"
+
+
+def _shortest(graph: AttentionGraph, sample_rate: int, where: str) -> int:
+    """Samples of the shortest wave for which the encoder gives frames and the search takes a step."""
+    for seconds in _SHORTEST_SECONDS:
+        wave = torch.randn(1, round(seconds * sample_rate), generator=torch.Generator().manual_seed(0)) * 0.1
+        try:
+            with torch.no_grad():
+                graph(wave)
+        # UnboundLocalError is what a search of no steps at all raises.
+        except (RuntimeError, ValueError, IndexError, UnboundLocalError) as error:
+            problem = error
+            continue
+        return wave.shape[1]
+    raise ModelLoadError(f"{where}: cannot transcribe {seconds} s of noise: {problem}") from problem
