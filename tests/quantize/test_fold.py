@@ -81,6 +81,48 @@ def test_folded_where_1d_is_computed_in_2d(groups: int) -> None:
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
 
 
+class Wrapped(Chain):
+    """SpeechBrain's norms: the channels are brought to axis 1 and back, or time is put to the batch."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module, flat: bool) -> None:
+        super().__init__(layer, norm)
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(x)
+        if self.flat:
+            return self.norm(out.reshape(-1, out.shape[-1])).reshape(out.shape)
+        return self.norm(out.transpose(-1, 1)).transpose(1, -1)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_folded_behind_a_linear_layer_over_time(flat: bool) -> None:
+    torch.manual_seed(0)
+    model = Wrapped(nn.Linear(6, 8), nn.BatchNorm1d(8), flat)
+    x = torch.randn(2, 5, 6)
+    model.train()(torch.randn(4, 9, 6))  # statistics that are not 0 and 1
+    before = model.eval()(x)
+    assert fold_batch_norms(model, model, [x]) == [("layer", "norm")]
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+
+
+class OverTime(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layer(x))  # axis 1 is time here
+
+
+class MovedAndUsed(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        moved = self.layer(x).transpose(1, 2)
+        return self.norm(moved) + moved
+
+
+@pytest.mark.parametrize("kind", [OverTime, MovedAndUsed])
+def test_not_folded_over_time_nor_when_something_else_reads_what_was_moved(kind: type[Chain]) -> None:
+    model = kind(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
+    assert fold_batch_norms(model, model, [torch.randn(2, 8, 6)]) == []
+
+
 class UsedTwice(Chain):
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,16 +17,16 @@ from quantasr.quantize.layers import KINDS, find_layers, kind_of
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
-# Dimensions of an output whose axis 1 is the layer's output channel, so that a batch norm scales whole channels.
-# A source may compute 1-d convolutions as 2-d ones of height 1.
-_DIMENSIONS = {
-    "linear": (2,),
-    "conv1d": (3, 4),
-    "depthwise_conv1d": (3, 4),
-    "conv2d": (4,),
-    "depthwise_conv2d": (4,),
-    "conv3d": (5,),
-    "conv_transpose1d": (3,),
+# The axis of an output that is the layer's output channel, and the dimensions of the output; any, where none are
+# given. A source may compute 1-d convolutions as 2-d ones of height 1.
+_CHANNELS = {
+    "linear": (-1, ()),
+    "conv1d": (1, (3, 4)),
+    "depthwise_conv1d": (1, (3, 4)),
+    "conv2d": (1, (4,)),
+    "depthwise_conv2d": (1, (4,)),
+    "conv3d": (1, (5,)),
+    "conv_transpose1d": (1, (3,)),
 }
 
 # Questions about a tensor that do not read its values.
@@ -50,45 +50,75 @@ def bake_parametrizations(module: nn.Module) -> list[str]:
     return baked
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """Which layer a tensor's values come from, the axis of the layer's output channels, and the tensors on the way."""
+
+    layer: str
+    axis: int
+    way: tuple[int, ...] = ()
+
+
 class _Uses(TorchFunctionMode):
-    """Counts how many operations read each tensor that it was told of."""
+    """Counts how many operations read each tensor that it was told of, and follows those that only move values."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[int] = Counter()
-        self.known: dict[int, Tensor] = {}
+        self.origins: dict[int, _Origin] = {}
+        self._kept: list[Tensor] = []  # keeping a tensor keeps its id from being used again
 
-    def watch(self, tensor: Tensor) -> None:
+    def watch(self, tensor: Tensor, origin: _Origin) -> None:
         """Count the uses of ``tensor`` from here on."""
-        self.known[id(tensor)] = tensor  # keeping the tensor keeps its id from being used again
+        self._kept.append(tensor)
+        self.origins[id(tensor)] = replace(origin, way=(*origin.way, id(tensor)))
         self.counts[id(tensor)] = 0
 
     def count(self, tree: Any) -> None:
         """One use more of every tensor in ``tree``."""
-        self.counts.update(id(leaf) for leaf in tree_leaves(tree) if id(leaf) in self.known)
+        self.counts.update(id(leaf) for leaf in tree_leaves(tree) if id(leaf) in self.origins)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") not in _METADATA:
+        name = getattr(func, "__name__", "")
+        if name not in _METADATA:
             self.count((args, kwargs))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        origin = self.origins.get(id(args[0])) if name in _MOVES else None
+        axis = None if origin is None else _moved_axis(name, args[0], out, args[1:], origin.axis)
+        if origin is not None and axis is not None and out is not args[0]:
+            self.watch(out, replace(origin, axis=axis))
+        return out
 
 
-@dataclass
+_MOVES = {"transpose", "reshape", "view"}
+
+
+def _moved_axis(name: str, x: Tensor, out: Tensor, args: tuple[Any, ...], axis: int) -> int | None:
+    """Where the axis of the channels is after a move; None when it is not one any more."""
+    if name == "transpose":
+        if len(args) != 2:
+            return None
+        one, other = (int(a) % x.ndim for a in args)
+        return {one: other, other: one}.get(axis, axis)
+    # Reshaping keeps the last axis if it keeps its size: SpeechBrain's norms see [batch * time, channels].
+    return out.ndim - 1 if axis == x.ndim - 1 and out.shape[-1] == x.shape[-1] else None
+
+
+@dataclass(frozen=True)
 class _Pair:
     layer: str
     norm: str
-    between: Tensor
+    way: tuple[int, ...]
 
 
 def batch_norm_pairs(module: nn.Module, graph: nn.Module, inputs: Sequence[Tensor]) -> list[tuple[str, str]]:
-    """Paths ``(layer, batch norm)`` where the norm reads exactly what the layer gave, and nothing else does.
+    """Paths ``(layer, batch norm)`` where the norm reads what the layer gave, perhaps moved, and nothing else does.
 
     Found by running ``graph(*inputs)`` once and watching which tensor goes where, so no assumption is made about
     how the model's ``forward`` is written.
     """
-    produced: dict[int, str] = {}
     calls: Counter[str] = Counter()
     pairs: list[_Pair] = []
     uses = _Uses()
@@ -96,17 +126,18 @@ def batch_norm_pairs(module: nn.Module, graph: nn.Module, inputs: Sequence[Tenso
     def after_layer(path: str, kind: str) -> Any:
         def hook(_: nn.Module, __: Any, out: Any) -> None:
             calls[path] += 1
-            if isinstance(out, Tensor) and out.ndim in _DIMENSIONS[kind]:
-                produced[id(out)] = path
-                uses.watch(out)
+            axis, dimensions = _CHANNELS[kind]
+            if isinstance(out, Tensor) and out.ndim in (dimensions or (out.ndim,)):
+                uses.watch(out, _Origin(path, axis % out.ndim))
 
         return hook
 
     def before_norm(path: str) -> Any:
         def hook(_: nn.Module, args: Any) -> None:
             calls[path] += 1
-            if args and id(args[0]) in produced:
-                pairs.append(_Pair(produced[id(args[0])], path, args[0]))
+            origin = uses.origins.get(id(args[0])) if args else None
+            if origin is not None and origin.axis == 1:
+                pairs.append(_Pair(origin.layer, path, origin.way))
 
         return hook
 
@@ -116,7 +147,7 @@ def batch_norm_pairs(module: nn.Module, graph: nn.Module, inputs: Sequence[Tenso
         if isinstance(part, BatchNorm):
             if part.track_running_stats and part.running_mean is not None:
                 handles.append(part.register_forward_pre_hook(before_norm(path)))
-        elif kind in _DIMENSIONS:
+        elif kind in _CHANNELS:
             handles.append(part.register_forward_hook(after_layer(path, kind)))
     try:
         with torch.inference_mode(), uses:
@@ -129,7 +160,9 @@ def batch_norm_pairs(module: nn.Module, graph: nn.Module, inputs: Sequence[Tenso
     return [
         (pair.layer, pair.norm)
         for pair in pairs
-        if uses.counts[id(pair.between)] == 1 and calls[pair.layer] == calls[pair.norm] == 1 and pair.layer not in tied
+        if all(uses.counts[tensor] == 1 for tensor in pair.way)
+        and calls[pair.layer] == calls[pair.norm] == 1
+        and pair.layer not in tied
     ]
 
 
@@ -155,7 +188,8 @@ def fold_batch_norms(module: nn.Module, graph: nn.Module, inputs: Sequence[Tenso
         norm: Any = module.get_submodule(norm_path)
         gain = torch.rsqrt(norm.running_var + norm.eps) * (norm.weight if norm.affine else 1.0)
         shift = (norm.bias if norm.affine else 0.0) - norm.running_mean * gain
-        layer.weight.copy_(_scaled(layer.weight, gain, KINDS[str(kind_of(layer))].channel_axis, layer))
+        # New storage: whoever wants the model back as it was holds the old.
+        layer.weight.data = _scaled(layer.weight, gain, KINDS[str(kind_of(layer))].channel_axis, layer)
         bias = shift + (layer.bias * gain if layer.bias is not None else 0.0)
         layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
         _replace(module, norm, nn.Identity())

@@ -22,7 +22,7 @@ from quantasr.numerics.quantizers import (
     Samples,
     WeightQuantizer,
 )
-from quantasr.quantize.fold import bake_parametrizations, fold_batch_norms
+from quantasr.quantize.fold import BatchNorm, bake_parametrizations, fold_batch_norms
 from quantasr.quantize.functional import ProductQuantizers
 from quantasr.quantize.layers import KINDS, find_layers, module_names
 from quantasr.recipes.recipe import FLOAT, QConfig, Recipe
@@ -171,6 +171,10 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
         prepared.plan.append(LayerPlan(path, kind, qconfig, tuple(weight.shape), reason))
         if qconfig.mode != "float":
             _attach(prepared, path, kind, layer, qconfig)
+    for path, part in model.module.named_modules():
+        if isinstance(part, BatchNorm):
+            reason = "no layer stands right before it that it could be folded into"
+            prepared.plan.append(LayerPlan(path, "batch_norm", FLOAT, (), reason))
     if recipe.attention_products:
         prepared.products = ProductQuantizers(
             model.module,
