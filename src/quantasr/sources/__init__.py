@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import AsrModel, CtcModel
 
 SOURCES: dict[str, str] = {
     "nemo": "NVIDIA NeMo (CTC models): a .nemo file, or a pretrained model's name",
+    "speechbrain": "SpeechBrain (EncoderASR, EncoderDecoderASR): a folder with hyperparams.yaml, or its own hub id",
     "huggingface": "Hugging Face Transformers (AutoModelForCTC): a folder with config.json, or a hub id",
 }
 """Name of each source and what it reads; the first that recognises a place loads it."""
@@ -39,6 +41,16 @@ def load_model(
     raise ModelLoadError(f"{where}: {problem}; quantasr reads {'; '.join(SOURCES.values())}")
 
 
+def adopt_model(obj: Any, name: str | None = None) -> AsrModel | None:
+    """The :class:`AsrModel` around a framework's own live recogniser; None when no source knows its kind."""
+    for source in SOURCES:
+        module = import_module(f"quantasr.sources.{source}")
+        if hasattr(module, "adopts") and module.adopts(obj):
+            model: AsrModel = module.adopt(obj, name)
+            return model
+    return None
+
+
 def rebuild_model(source: str, folder: str | Path) -> AsrModel:
     """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights: the caller has those.
 
@@ -56,4 +68,4 @@ def rebuild_model(source: str, folder: str | Path) -> AsrModel:
     return model
 
 
-__all__ = ["SOURCES", "AsrModel", "CtcModel", "load_model", "rebuild_model"]
+__all__ = ["SOURCES", "AsrModel", "CtcModel", "adopt_model", "load_model", "rebuild_model"]

@@ -16,7 +16,7 @@ from torch import nn
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import CtcModel
 from quantasr.sources.huggingface.graph import CtcGraph, adapter_layers, frames_adapted
-from quantasr.sources.huggingface.rewrites import rewrite
+from quantasr.sources.wav2vec2.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend, frontend_from_dict
 from quantasr.speech.tokenizer import CtcTokenizer
 

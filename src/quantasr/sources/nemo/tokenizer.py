@@ -10,6 +10,7 @@ from typing import Any
 from quantasr.errors import ModelLoadError
 from quantasr.sources.nemo.archive import NemoArchive
 from quantasr.sources.nemo.config import NemoConfig
+from quantasr.sources.pieces import read_pieces
 from quantasr.speech.tokenizer import WORD_START, CtcTokenizer
 
 BLANK = "<blank>"
@@ -51,16 +52,10 @@ def _sentencepiece(archive: NemoArchive, content: bytes) -> CtcTokenizer:
     import sentencepiece
 
     try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=content)
-        count = int(model.get_piece_size())
+        pieces = read_pieces(sentencepiece.SentencePieceProcessor(model_proto=content))
     except (RuntimeError, OSError, TypeError, ValueError):
         raise ModelLoadError(f"{archive.where}: its tokenizer is no SentencePiece model: copy it again") from None
-    pieces = [str(model.id_to_piece(i)) for i in range(count)]
-    # Control pieces have no text; the unknown one has one of its own, by default a double question mark with spaces.
-    unknown = f"{WORD_START}\u2047{WORD_START}"
-    tokens = [unknown if model.is_unknown(i) else pieces[i] for i in range(count)]
-    silent = frozenset(i for i in range(count) if model.is_control(i))
-    return _tokenizer(tokens, pieces, kind="pieces", silent=silent, byte_fallback=any(map(model.is_byte, range(count))))
+    return _tokenizer(pieces.tokens, pieces.names, kind="pieces", silent=pieces.silent, byte_fallback=pieces.bytes)
 
 
 def _wordpiece(archive: NemoArchive, config: NemoConfig) -> CtcTokenizer:

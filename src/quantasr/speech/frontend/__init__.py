@@ -8,11 +8,12 @@ from typing import Any
 from quantasr.errors import ArtifactError
 from quantasr.speech.frontend.fbank import FbankFrontend
 from quantasr.speech.frontend.log_mel import LogMelFrontend
+from quantasr.speech.frontend.mel_db import MelDecibelFrontend
 from quantasr.speech.frontend.protocol import Frontend, collate
 from quantasr.speech.frontend.wave import WaveFrontend
 
-FRONTENDS: dict[str, type[WaveFrontend] | type[FbankFrontend] | type[LogMelFrontend]] = {
-    frontend.kind: frontend for frontend in (WaveFrontend, FbankFrontend, LogMelFrontend)
+FRONTENDS: dict[str, type[WaveFrontend] | type[FbankFrontend] | type[LogMelFrontend] | type[MelDecibelFrontend]] = {
+    frontend.kind: frontend for frontend in (WaveFrontend, FbankFrontend, LogMelFrontend, MelDecibelFrontend)
 }
 
 
@@ -28,4 +29,13 @@ def frontend_from_dict(row: Mapping[str, Any]) -> Frontend:
         raise ArtifactError(f"frontend {kind!r}: {error}; was the artifact written by a newer version?") from error
 
 
-__all__ = ["FRONTENDS", "FbankFrontend", "Frontend", "LogMelFrontend", "WaveFrontend", "collate", "frontend_from_dict"]
+__all__ = [
+    "FRONTENDS",
+    "FbankFrontend",
+    "Frontend",
+    "LogMelFrontend",
+    "MelDecibelFrontend",
+    "WaveFrontend",
+    "collate",
+    "frontend_from_dict",
+]

@@ -15,8 +15,8 @@ from quantasr.speech.frontend.protocol import as_wave, require_rate
 class WaveFrontend:
     """The wave itself, for models that learn their own features: Wav2Vec2, HuBERT, WavLM, Data2Vec.
 
-    With ``normalize`` each recording is brought to mean 0 and variance 1: ``(x - mean) / sqrt(var + 1e-7)``, as
-    transformers' ``Wav2Vec2FeatureExtractor`` does.
+    With ``normalize`` each recording is brought to mean 0 and variance 1: ``(x - mean) / sqrt(var + epsilon)``, with
+    1e-7 as transformers' ``Wav2Vec2FeatureExtractor`` does, and 1e-5 in SpeechBrain.
     """
 
     kind: ClassVar[str] = "wave"
@@ -24,6 +24,7 @@ class WaveFrontend:
     sample_rate: int = 16000
     normalize: bool = True
     padding_value: float = 0.0
+    epsilon: float = 1e-7
 
     def __post_init__(self) -> None:
         require_rate(self.sample_rate)
@@ -33,7 +34,7 @@ class WaveFrontend:
         wave = as_wave(wave)
         if not self.normalize:
             return wave
-        normal: NDArray[np.float32] = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
+        normal: NDArray[np.float32] = (wave - wave.mean()) / np.sqrt(wave.var() + self.epsilon)
         return normal.astype(np.float32, copy=False)
 
     def to_dict(self) -> dict[str, Any]:

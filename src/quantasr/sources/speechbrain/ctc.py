@@ -1,0 +1,247 @@
+"""``EncoderASR``: an encoder that ends in CTC's outputs, from the wave on in one container, as a :class:`CtcModel`."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantasr.errors import ModelLoadError
+from quantasr.sources.asr_model import CtcModel, evaluating
+from quantasr.sources.speechbrain.features import is_features, is_normalization, read_frontend, wave_frontend
+from quantasr.sources.speechbrain.interface import load_errors, quiet
+from quantasr.sources.speechbrain.rewrites import rewrite
+from quantasr.sources.speechbrain.tokenizer import read_tokenizer
+from quantasr.speech.frontend import Frontend, MelDecibelFrontend, WaveFrontend
+
+_FRAMES = 48
+"""Rows of features by which the time between two outputs is measured."""
+
+_MOST_ROWS = 64
+"""More rows of features than this for two outputs, and the encoder is taken to give one output a recording."""
+
+
+@dataclass
+class SpeechBrainCtc(CtcModel):
+    """A live ``EncoderASR``; ``module`` is ``interface.mods``, so what is done to it is done to ``interface`` too."""
+
+    interface: Any = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What of the encoder is not in the graph: paths of layers that the frontend stands for.
+
+    ``containers`` are the paths of those that hold some of them and are run child by child; ``lobe`` is that of a
+    Wav2Vec2, HuBERT or WavLM that stands first and normalises the wave.
+    """
+
+    features: tuple[str, ...] = ()
+    containers: tuple[str, ...] = ()
+    lobe: str | None = None
+
+
+class CtcGraph(nn.Module):
+    """Features -> log-probs: the encoder without what the frontend does, and a log-softmax at the end."""
+
+    def __init__(self, modules: nn.ModuleDict, head: Head) -> None:
+        super().__init__()
+        self.mods = modules
+        self._head = head
+
+    @property
+    def lobe(self) -> Any:
+        """The Wav2Vec2, HuBERT or WavLM that stands first, or None."""
+        return None if self._head.lobe is None else self.mods.get_submodule(self._head.lobe)
+
+    def forward(self, features: Tensor) -> Tensor:
+        found = self._call("encoder", self.mods["encoder"], features)
+        last = _last(self.mods["encoder"])
+        if _gives_probabilities(last):
+            return torch.log(torch.clamp(found.float(), min=torch.finfo(torch.float32).tiny))
+        # Of log-probs this is what they are.
+        return torch.log_softmax(found.float(), dim=-1)
+
+    def _call(self, path: str, module: nn.Module, x: Tensor) -> Tensor:
+        if path in self._head.containers:
+            for name, child in module.named_children():
+                below = f"{path}.{name}"
+                if below not in self._head.features:
+                    x = self._call(below, child, x)
+            return x
+        if path == self._head.lobe:
+            return _lobe(module, x)
+        found = module(x)
+        first: Tensor = found[0] if isinstance(found, tuple) else found
+        return first
+
+
+def _lobe(lobe: Any, wave: Tensor) -> Tensor:
+    """``extract_features`` of a wave that is normalised already, with a norm that takes any length in a trace."""
+    hidden: Tensor = lobe.model(wave, output_hidden_states=False).last_hidden_state
+    if lobe.output_norm:
+        centred = hidden - hidden.mean((1, 2), keepdim=True)
+        hidden = centred * torch.rsqrt(centred.square().mean((1, 2), keepdim=True) + 1e-5)
+    return hidden
+
+
+def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBrainCtc:
+    """The model around a live ``EncoderASR``; raises :class:`ModelLoadError` where it is not made for CTC."""
+    modules = interface.mods
+    rate = int(getattr(interface.audio_normalizer, "sample_rate", 16000))
+    with load_errors(where), quiet():
+        head, frontend = _read_head(where, modules["encoder"], rate)
+        _use_eager_attention(modules)
+        graph = CtcGraph(modules, head)
+        samples, rows = _least_samples(where, graph, frontend)
+        outputs = rows.shape[-1]
+        tokenizer = read_tokenizer(where, interface.tokenizer, outputs, _blank(where, interface, outputs))
+        seconds = _frame_seconds(graph, frontend)
+    return SpeechBrainCtc(
+        name=str(provenance.get("name") or Path(where).name),
+        family="speechbrain_wav2vec2" if head.lobe else "speechbrain_crdnn",
+        module=modules,
+        graph=graph,
+        frontend=frontend,
+        tokenizer=tokenizer,
+        # Norms, recurrent layers and convolutions without masks all hear padding.
+        padded_batches=False,
+        frame_seconds=seconds,
+        min_samples=samples,
+        rewrite=rewrite,
+        provenance={**provenance, "architecture": "EncoderASR", "parameters": _parameters(modules)},
+        interface=interface,
+    )
+
+
+def _parameters(modules: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in modules.parameters())
+
+
+def _read_head(where: str, encoder: nn.Module, rate: int) -> tuple[Head, Frontend]:
+    """What stands first in the encoder, and the frontend for it."""
+    from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
+
+    layers: list[nn.Module] = []
+    paths: list[str] = []
+    containers: list[str] = []
+    for path, opened, layer in _walk("encoder", encoder):
+        if not layers and isinstance(layer, Wav2Vec2):
+            if layer.output_all_hiddens:
+                raise ModelLoadError(f"{where}: {path} gives all its hidden layers, which is not supported")
+            return Head(containers=opened, lobe=path), wave_frontend(layer, rate)
+        if not (is_features(layer) if not layers else is_normalization(layer)):
+            break
+        layers.append(layer)
+        paths.append(path)
+        containers += [name for name in opened if name not in containers]
+        if len(layers) == 2:
+            break
+    return Head(tuple(paths), tuple(containers)), read_frontend(where, layers, rate)
+
+
+def _walk(path: str, module: nn.Module, opened: tuple[str, ...] = ()) -> Any:
+    """(path, containers around it, layer) of all layers, in the order in which they are called."""
+    if not _is_chain(module):
+        yield path, opened, module
+        return
+    for name, child in module.named_children():
+        yield from _walk(f"{path}.{name}", child, (*opened, path))
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """Whether a container does nothing but call its children one after the other."""
+    from speechbrain.nnet.containers import LengthsCapableSequential, Sequential
+
+    known = (nn.Sequential.forward, Sequential.forward, LengthsCapableSequential.forward)
+    return type(module).forward in known
+
+
+def _last(module: nn.Module) -> nn.Module:
+    while _is_chain(module) and len(children := list(module.children())):
+        module = children[-1]
+    return module
+
+
+def _gives_probabilities(layer: Any) -> bool:
+    """Whether the encoder ends in a softmax that gives no logarithms."""
+    from speechbrain.nnet.activations import Softmax
+
+    return isinstance(layer, nn.Softmax) or (isinstance(layer, Softmax) and layer.act is nn.functional.softmax)
+
+
+def _use_eager_attention(modules: nn.Module) -> None:
+    """Have transformers' attention compute plain matrix products, in the simulation and in the graph."""
+    from transformers import PreTrainedModel
+
+    for part in modules.modules():
+        if isinstance(part, PreTrainedModel):
+            part.set_attn_implementation("eager")
+
+
+def _blank(where: str, interface: Any, outputs: int) -> int:
+    """The blank that the model's own decoding takes out."""
+    decoding = interface.decoding_function
+    if isinstance(decoding, functools.partial):
+        name = getattr(decoding.func, "__name__", type(decoding.func).__name__)
+        if name != "ctc_greedy_decode":
+            raise ModelLoadError(f"{where}: decoding_function {name} is unknown; known is ctc_greedy_decode")
+        # The function takes it in a place too.
+        blank = int(decoding.keywords.get("blank_id", -1))
+    else:
+        blank = int(decoding.blank_index)
+    if not -outputs <= blank < outputs:
+        raise ModelLoadError(f"{where}: blank {blank} is not among the model's {outputs} outputs")
+    return blank % outputs
+
+
+def _run(graph: CtcGraph, frontend: Frontend, samples: int) -> Tensor:
+    with evaluating(graph.mods), torch.no_grad():
+        found: Tensor = graph(torch.from_numpy(frontend(np.zeros(samples, np.float32)))[None])
+    return found
+
+
+def _samples_of(graph: CtcGraph, frontend: Frontend, rows: int) -> int:
+    """Samples for so many rows of features, or frames of the lobe."""
+    if isinstance(frontend, MelDecibelFrontend):
+        return frontend.samples_of(rows)
+    if graph.lobe is not None:
+        config = graph.lobe.model.config
+        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+            rows = (rows - 1) * stride + kernel
+        return rows
+    assert isinstance(frontend, WaveFrontend)
+    return rows * frontend.sample_rate // 100
+
+
+def _least_samples(where: str, graph: CtcGraph, frontend: Frontend) -> tuple[int, Tensor]:
+    """The shortest wave that gives two frames of log-probs, and these.
+
+    Not one: OpenVINO 2026.4 fuses attention into a kernel that, when its first run ever had a single frame, is wrong
+    in all runs of 16 frames and more that follow.
+    """
+    problem: RuntimeError | None = None
+    for rows in range(1, _MOST_ROWS + 1):
+        samples = _samples_of(graph, frontend, rows)
+        try:
+            found = _run(graph, frontend, samples)
+        except RuntimeError as error:  # padding by reflection, for one, needs more rows than it mirrors
+            problem = error
+            continue
+        if found.ndim == 3 and found.shape[1] >= 2:
+            return samples, found
+    if problem is not None:
+        raise problem
+    raise ModelLoadError(f"{where}: its encoder does not give a row of outputs every few frames, as CTC needs")
+
+
+def _frame_seconds(graph: CtcGraph, frontend: Frontend) -> float:
+    """The time between two rows of log-probs."""
+    sizes = [_samples_of(graph, frontend, rows) for rows in (_FRAMES, 2 * _FRAMES)]
+    counts = [_run(graph, frontend, samples).shape[1] for samples in sizes]
+    return (sizes[1] - sizes[0]) / (counts[1] - counts[0]) / frontend.sample_rate
