@@ -8,7 +8,14 @@ from typing import Any
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import AsrModel
-from quantasr.sources.speechbrain.interface import HYPERPARAMS, check_weights, open_interface, require_speechbrain
+from quantasr.sources.speechbrain.interface import (
+    HYPERPARAMS,
+    check_weights,
+    open_interface,
+    read_hyperparameters,
+    require_speechbrain,
+)
+from quantasr.sources.speechbrain.skeleton import files_of, rebuild_interface
 
 _HUB = "speechbrain/"
 
@@ -27,7 +34,20 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
     Reading ``hyperparams.yaml`` runs code, which needs ``trust``. Raises :class:`ModelLoadError`.
     """
     interface = open_interface(where, revision=revision, trust=trust)
-    return _model(interface, where, Path(where).resolve().name, revision)
+    model = _model(interface, where, Path(where).resolve().name, revision)
+    model.files = files_of(interface, read_hyperparameters(where, revision), model.provenance)
+    return model
+
+
+def rebuild(folder: Path, *, trust: bool = False) -> AsrModel:
+    """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights; SpeechBrain and trust are needed.
+
+    Raises :class:`ModelLoadError`.
+    """
+    interface, row = rebuild_interface(folder, trust=trust)
+    model = _model(interface, str(row["model"]), str(row["name"]), row["revision"])
+    model.provenance = row
+    return model
 
 
 def adopts(obj: Any) -> bool:
@@ -65,4 +85,4 @@ def _model(interface: Any, where: str, name: str, revision: str | None) -> AsrMo
     return load_attention(interface, where, provenance)
 
 
-__all__ = ["adopt", "adopts", "load", "recognises"]
+__all__ = ["adopt", "adopts", "load", "rebuild", "recognises"]

@@ -65,9 +65,9 @@ def open_interface(where: str, *, revision: str | None, trust: bool) -> Any:
 
     with load_errors(where), quiet(), _hub_cache():
         interface = pretrained_from_hparams(
-            cls=_interface,
+            cls=make_interface,
             source=str(folder.absolute()) if folder.is_dir() else where,
-            overrides=_overrides(folder),
+            overrides=overrides(folder),
             # Without a folder of its own it reads files where they lie: in the model's folder, or the hub's cache.
             savedir=None,
             local_strategy=LocalStrategy.NO_LINK,
@@ -79,7 +79,18 @@ def open_interface(where: str, *, revision: str | None, trust: bool) -> Any:
     return interface
 
 
-def _interface(modules: dict[str, Any], hparams: dict[str, Any], **options: Any) -> Any:
+def read_hyperparameters(where: str, revision: str | None) -> bytes:
+    """The ``hyperparams.yaml`` of a folder or hub id that was opened before."""
+    from speechbrain.utils.fetching import FetchConfig, LocalStrategy, fetch
+
+    source = str(Path(where).absolute()) if Path(where).is_dir() else where
+    config = FetchConfig(revision=revision, allow_network=False)
+    with load_errors(where), quiet():
+        found: Path = fetch(HYPERPARAMS, source, local_strategy=LocalStrategy.NO_LINK, fetch_config=config)
+        return found.read_bytes()
+
+
+def make_interface(modules: dict[str, Any], hparams: dict[str, Any], **options: Any) -> Any:
     """The interface that fits what a ``hyperparams.yaml`` has."""
     from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 
@@ -94,7 +105,7 @@ def _interface(modules: dict[str, Any], hparams: dict[str, Any], **options: Any)
     raise ModelLoadError("it has neither a decoding_function (CTC) nor a decoder among its modules (attention)")
 
 
-def _overrides(folder: Path) -> dict[str, str]:
+def overrides(folder: Path) -> dict[str, str]:
     """A folder is complete in itself: ``pretrained_path``, mostly the hub id that it came from, is the folder."""
     if not folder.is_dir():
         return {}
