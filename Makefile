@@ -6,6 +6,10 @@ SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$p && break; done)
 
+# torchaudio's wheels on PyPI are linked to CUDA. Beside a CPU build of PyTorch these cannot be loaded, and the import
+# fails; without them it does not, and SpeechBrain uses none of them.
+TORCHAUDIO := $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
+
 .PHONY: demo test lint format clean bench-setup
 
 demo: $(VENV)/ready  ## quantize the sample recogniser and show its WER and speed before and after
@@ -28,6 +32,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "quantasr needs Python 3.11 or 3.12: install one, or name it: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,test]'
+	@$(BIN)/python -c 'import torchaudio' 2>/dev/null || rm -f $(TORCHAUDIO)
+	@$(BIN)/python -c 'import torchaudio' >/dev/null
 	touch $@
 
 clean:
