@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quantasr.pipeline import quantize as quantize
     from quantasr.recipes import Recipe as Recipe
     from quantasr.runtime import load as load
+    from quantasr.sensitivity import sensitivity as sensitivity
     from quantasr.sources import load_model as load_model
 
 from quantasr.version import __version__
@@ -31,10 +32,11 @@ _VERBS = {
     "load": "quantasr.runtime",
     "load_model": "quantasr.sources",
     "quantize": "quantasr.pipeline",
+    "sensitivity": "quantasr.sensitivity",
 }
 # What the extra `quantize` brings.
 _WORKBENCH = ("onnx", "safetensors", "tomli_w", "torch")
-__all__ = ["Recipe", "__version__", "evaluate", "load", "load_model", "quantize"]
+__all__ = ["Recipe", "__version__", "evaluate", "load", "load_model", "quantize", "sensitivity"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,14 +76,28 @@ def time_interleaved(
     systems: Sequence[Transcriber], wave: Waveform, *, rounds: int = 15, warm_up: int = 2, progress: bool = False
 ) -> list[Timing]:
     """Time every system on ``wave``, in turns: A B C, B C A, C A B, ... after ``warm_up`` turns that do not count."""
-    seconds: list[list[float]] = [[] for _ in systems]
-    order = list(range(len(systems)))
+    duration = len(wave) / systems[0].sample_rate
+    runs = {str(i): partial(system.transcribe, [wave]) for i, system in enumerate(systems)}
+    found = time_calls(runs, duration, rounds=rounds, warm_up=warm_up, progress=progress)
+    return [replace(timing, system=system.name) for system, timing in zip(systems, found.values(), strict=True)]
+
+
+def time_calls(
+    calls: Mapping[str, Callable[[], object]],
+    audio_seconds: float,
+    *,
+    rounds: int = 15,
+    warm_up: int = 2,
+    progress: bool = False,
+) -> dict[str, Timing]:
+    """Time every call, in turns, as :func:`time_interleaved` does; each processes ``audio_seconds`` of audio."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
     for turn in track(range(warm_up + rounds), "timing", total=warm_up + rounds, show=progress):
         first = turn % len(order)
-        for i in order[first:] + order[:first]:
+        for name in order[first:] + order[:first]:
             begin = time.perf_counter()
-            systems[i].transcribe([wave])
+            calls[name]()
             if turn >= warm_up:
-                seconds[i].append(time.perf_counter() - begin)
-    duration = len(wave) / systems[0].sample_rate
-    return [Timing(system.name, duration, tuple(s)) for system, s in zip(systems, seconds, strict=True)]
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: Timing(name, audio_seconds, tuple(found)) for name, found in seconds.items()}

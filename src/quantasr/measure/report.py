@@ -12,6 +12,7 @@ from quantasr.artifact import Artifact
 from quantasr.measure.audit import Audit
 from quantasr.measure.bench import BenchRow
 from quantasr.measure.evaluate import Evaluation
+from quantasr.measure.sensitivity import RULE, Part, Sensitivity
 from quantasr.speech.scoring import Score
 
 
@@ -168,3 +169,45 @@ def artifact_table(artifact: Artifact) -> Table:
     for name, text in rows.items():
         table.add_row(name, escape(text))
     return table
+
+
+def sensitivity_table(found: Sensitivity) -> Table:
+    """What each part of a model does alone in int8, most harmful first, and what all of them do together."""
+    scored = found.parts[0].harm.wer is not None
+    timed = f", time on {found.engine} ({found.compute}), {found.audio_seconds:.1f} s" if found.engine else ""
+    left_out = Counter(found.left_out.values())
+    table = _table(
+        f"{found.model}: one {found.by} in int8, {found.utterances} utterances{timed}",
+        *("int8 in", "layers", "MACs", "KL", "same best"),
+        *(["WER − float [95 %]", "S / D / I"] if scored else []),
+        *(["time ÷ float [quartiles]"] if found.engine else []),
+        "advice",
+        caption=f"KL: divergence from float in nats a frame, at most {found.max_kl:g}. {RULE}"
+        + "".join(f" Left out: {count} layers, {reason}." for reason, count in left_out.items()),
+    )
+    table.columns[-1].justify = "left"
+    for part in found.parts:
+        table.add_row(*_part(part, scored, bool(found.engine)), escape(part.advice))
+    table.add_section()
+    for part in found.totals:
+        table.add_row(*_part(part, scored, bool(found.engine)), part.gain)
+    return table
+
+
+def _part(part: Part, scored: bool, timed: bool) -> list[str]:
+    harm = part.harm
+    cells = [
+        escape(part.name),
+        str(len(part.layers)),
+        f"{100 * part.macs:.1f} %",
+        f"{harm.kl:.2g}",
+        percent(harm.same_argmax),
+    ]
+    if scored and harm.wer is not None:
+        low, high = harm.wer.interval
+        counts = harm.wer.b.counts
+        cells.append(f"{100 * harm.wer.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
+        cells.append(f"{counts.substitutions} / {counts.deletions} / {counts.insertions}")
+    if timed:
+        cells.append(escape(part.why_no_time if part.time is None else str(part.time)))
+    return cells

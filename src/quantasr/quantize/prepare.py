@@ -88,6 +88,15 @@ class Prepared:
                 yield self.weights[path]
             yield from pairs.get(path, ())
 
+    def attach(self) -> None:
+        """Put the quantizers where they belong: an input's into a forward pre-hook, a weight's as a parametrization."""
+        for path, quantizer in self.inputs.items():
+            # The hook holds the quantizer; as a submodule it would change the paths that recipes speak of.
+            hook = partial(_quantize_input, quantizer)
+            self.hooks[path] = self.model.module.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+        for path, weight in self.weights.items():
+            parametrize.register_parametrization(self.model.module.get_submodule(path), "weight", weight, unsafe=True)
+
     def leave_float(self, path: str, reason: str) -> None:
         """Take the quantizers off one layer and record why."""
         layer = self.model.module.get_submodule(path)
@@ -170,7 +179,8 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
         reason = "the recipe leaves it float" if qconfig.mode == "float" else ""
         prepared.plan.append(LayerPlan(path, kind, qconfig, tuple(weight.shape), reason))
         if qconfig.mode != "float":
-            _attach(prepared, path, kind, layer, qconfig)
+            _make_quantizers(prepared, path, kind, layer, qconfig)
+    prepared.attach()
     for path, part in model.module.named_modules():
         if isinstance(part, BatchNorm):
             reason = "no layer stands right before it that it could be folded into"
@@ -191,19 +201,16 @@ def check_fits(model: AsrModel, recipe: Recipe) -> None:
     recipe.check_used(kinds, module_names(model.module))
 
 
-def _attach(prepared: Prepared, path: str, kind: str, layer: nn.Module, qconfig: QConfig) -> None:
+def _make_quantizers(prepared: Prepared, path: str, kind: str, layer: nn.Module, qconfig: QConfig) -> None:
     if KINDS[kind].has_input and qconfig.mode != "weight_only":
         quantizer = (
             DynamicInputQuantizer(qconfig.input)
             if qconfig.mode == "dynamic"
             else InputQuantizer(qconfig.input, observer_factory(qconfig.input_observer), prepared.samples)
         )
-        # The hook holds the quantizer; as a submodule it would change the paths that recipes speak of.
-        prepared.hooks[path] = layer.register_forward_pre_hook(partial(_quantize_input, quantizer), with_kwargs=True)
         prepared.inputs[path] = quantizer
     weight = WeightQuantizer(qconfig.weight, observer_factory(qconfig.weight_observer), KINDS[kind].channel_axis)
     weight.check(layer.weight, path)  # type: ignore[arg-type]
-    parametrize.register_parametrization(layer, "weight", weight, unsafe=True)
     prepared.weights[path] = weight
 
 
