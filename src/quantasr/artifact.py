@@ -2,7 +2,7 @@
 
 artifact.json     format version, frontend, recipe, provenance, parity, measured figures, checksums
 graph.onnx        the QDQ graph; large weights lie beside it in graph.onnx.data
-tokenizer.json    vocabulary and rules of the text
+tokenizer.json    vocabulary and rules of the text; not where a model for PyTorch's own int8 searches text itself
 layers.json       what was done with each layer, and why some stayed float
 calibration.json  fingerprints of the calibration speech
 recipe.toml       the recipe, ready to be edited and used again
@@ -49,7 +49,8 @@ TENSORS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 LAYERS = "layers.json"
 CALIBRATION = "calibration.json"
-DECODERS = ("ctc",)
+DECODERS = ("ctc", "attention")
+"""How the text is found; ``attention`` is for native artifacts only, whose model has a search and tokens of its own."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Artifact:
     """What ``artifact.json`` says; ``folder`` is where it lies.
 
     ``parity`` and ``measured`` are the figures found when it was made; ``compute`` and ``engine`` are what the recipe
-    wants, each perhaps ``auto``.
+    wants, each perhaps ``auto``. Only CTC models have a ``tokenizer``, and ``frame_seconds`` other than 0.
     """
 
     folder: Path
@@ -68,7 +69,7 @@ class Artifact:
     frame_seconds: float
     min_samples: int
     frontend: Frontend
-    tokenizer: CtcTokenizer
+    tokenizer: CtcTokenizer | None
     recipe: dict[str, Any]
     provenance: dict[str, Any]
     parity: dict[str, Any] = field(default_factory=dict)
@@ -156,7 +157,7 @@ class Artifact:
             return cls(
                 folder=folder,
                 frontend=frontend_from_dict(row["frontend"]),
-                tokenizer=CtcTokenizer.from_dict(_parse_json(folder / TOKENIZER, _read_text(folder / TOKENIZER))),
+                tokenizer=_read_tokenizer(folder) if row["decoder"] == "ctc" else None,
                 **{key: row[key] for key in _PLAIN},
                 files=row["files"],
             )
@@ -196,7 +197,7 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
 }
 """The fields of ``artifact.json`` that are taken as they are, and their types."""
 
-_REQUIRED = (TOKENIZER, LAYERS, CALIBRATION)
+_REQUIRED = (LAYERS, CALIBRATION)
 _COMPUTED = ((GRAPH,), (NATIVE, TENSORS))
 
 _NO_CHECKSUM = "0" * 64
@@ -319,11 +320,13 @@ def _check_types(path: Path, row: dict[str, Any]) -> None:
     if row["decoder"] not in DECODERS:
         known = ", ".join(DECODERS)
         raise ArtifactError(f"{path}: decoder {row['decoder']!r} is unknown; this quantasr has {known}: upgrade it")
-    computed = _COMPUTED[NATIVE in row["files"]]
-    for name in (*_REQUIRED, *computed):
+    native, ctc = NATIVE in row["files"], row["decoder"] == "ctc"
+    if not native and not ctc:
+        raise ArtifactError(f"{path}: decoder {row['decoder']!r} needs a model in PyTorch: make the artifact again")
+    for name in (*_REQUIRED, *_COMPUTED[native], *((TOKENIZER,) if ctc else ())):
         if name not in row["files"]:
             raise ArtifactError(f"{path}: lists no {name}: make the artifact again")
-    if NATIVE in row["files"] and not {"engine", "compute"} <= set(row["provenance"]):
+    if native and not {"engine", "compute"} <= set(row["provenance"]):
         raise ArtifactError(f"{path}: does not say which engine it is for: make the artifact again")
 
 
@@ -342,6 +345,10 @@ def _check_files(folder: Path, files: dict[str, Any], verify: bool) -> None:
             raise ArtifactError(f"{path}: cannot read it: {error.strerror}: mend its rights") from None
         if not same:
             raise ArtifactError(f"{path}: differs from its checksum: the artifact is damaged, copy it again")
+
+
+def _read_tokenizer(folder: Path) -> CtcTokenizer:
+    return CtcTokenizer.from_dict(_parse_json(folder / TOKENIZER, _read_text(folder / TOKENIZER)))
 
 
 def _checksum_of(text: str) -> str:

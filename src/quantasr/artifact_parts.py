@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from quantasr.artifact import CALIBRATION, LAYERS, TOKENIZER, Artifact
-from quantasr.errors import ArtifactError
 from quantasr.quantize import Prepared
 from quantasr.sources import CtcModel
 from quantasr.speech.manifest import Utterance
@@ -52,8 +51,7 @@ def write_parts(
 def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: int, seconds: float) -> Artifact:
     """The artifact's description, for what lies in ``folder`` by then."""
     model, recipe = prepared.model, prepared.recipe
-    if not isinstance(model, CtcModel):
-        raise ArtifactError(f"{model.name}: an artifact cannot hold its decoder ({model.decoder})")
+    ctc = model if isinstance(model, CtcModel) else None
     provenance = {
         **model.provenance,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -68,10 +66,10 @@ def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: in
         family=model.family,
         decoder=model.decoder,
         padded_batches=model.padded_batches,
-        frame_seconds=model.frame_seconds,
+        frame_seconds=ctc.frame_seconds if ctc else 0.0,
         min_samples=model.min_samples,
         frontend=model.frontend,
-        tokenizer=model.tokenizer,
+        tokenizer=ctc.tokenizer if ctc else None,
         recipe=recipe.to_dict(),
         provenance=provenance,
         parity=parity,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from quantasr.engines.engine import Engine
 from quantasr.engines.pages import release_pages
 from quantasr.engines.selection import fastest
 from quantasr.errors import EngineError
+from quantasr.speech.attention import AttentionTranscriber
 from quantasr.speech.ctc import CtcTranscriber
+from quantasr.speech.transcript import Waveform
 
 
 class EngineAcousticModel:
@@ -35,7 +37,7 @@ class EngineAcousticModel:
 
 
 class ArtifactTranscriber(CtcTranscriber):
-    """An artifact on an engine, as a recogniser."""
+    """A CTC artifact on an engine, as a recogniser."""
 
     def __init__(self, artifact: Artifact, engine: Engine, **options: Any) -> None:
         """``options`` are those of :class:`CtcTranscriber`."""
@@ -44,10 +46,45 @@ class ArtifactTranscriber(CtcTranscriber):
             "frame_seconds": artifact.frame_seconds,
             "min_samples": artifact.min_samples,
         }
+        assert artifact.tokenizer is not None
         acoustic = EngineAcousticModel(engine, artifact.padded_batches)
         super().__init__(acoustic, artifact.frontend, artifact.tokenizer, **(defaults | options))
         self.artifact = artifact
         self.engine = engine
+
+
+class SearchingEngine(Engine, Protocol):
+    """A model that finds its text itself, as those with an attention decoder do."""
+
+    def recognise(self, wave: Waveform) -> str:
+        """``[time]`` -> text."""
+        ...
+
+
+class AttentionArtifactTranscriber(AttentionTranscriber):
+    """A native artifact with an attention decoder, as a recogniser."""
+
+    def __init__(self, artifact: Artifact, engine: SearchingEngine, **options: Any) -> None:
+        """``options`` are those of :class:`AttentionTranscriber`."""
+        defaults: dict[str, Any] = {
+            "name": f"{artifact.name} [{engine.name} {engine.compute}]",
+            "sample_rate": artifact.frontend.sample_rate,
+            "min_samples": artifact.min_samples,
+        }
+        super().__init__(engine.recognise, **(defaults | options))
+        self.artifact = artifact
+        self.engine = engine
+
+
+LoadedArtifact: TypeAlias = ArtifactTranscriber | AttentionArtifactTranscriber
+"""Both have an ``artifact`` and an ``engine``."""
+
+
+def recogniser(artifact: Artifact, engine: Engine, **options: Any) -> LoadedArtifact:
+    """An artifact on an engine; ``options`` are those of the transcriber for its decoder."""
+    if artifact.decoder == "attention":
+        return AttentionArtifactTranscriber(artifact, cast(SearchingEngine, engine), **options)
+    return ArtifactTranscriber(artifact, engine, **options)
 
 
 def load(
@@ -57,27 +94,39 @@ def load(
     threads: int = 0,
     compute: str | None = None,
     verify: bool = True,
+    trust: bool = False,
     **options: Any,
-) -> ArtifactTranscriber:
+) -> LoadedArtifact:
     """Load an artifact folder as a recogniser.
 
     ``engine`` and ``compute`` default to the recipe's; ``auto`` measures the engines on this machine once and
-    remembers the fastest. ``options`` are those of :class:`CtcTranscriber`: ``decoder``, ``chunk_seconds``,
-    ``batch_size`` and so on. Raises :class:`quantasr.errors.ArtifactError` or :class:`quantasr.errors.EngineError`.
+    remembers the fastest. ``trust`` allows a folder to run code while it is read, which only those do that were made
+    of a SpeechBrain model for PyTorch's own int8. ``options`` are those of :class:`CtcTranscriber`, or of
+    :class:`AttentionTranscriber`: ``decoder``, ``chunk_seconds``, ``batch_size`` and so on.
+
+    Raises :class:`quantasr.errors.ArtifactError`, :class:`quantasr.errors.EngineError`, or
+    :class:`quantasr.errors.ModelLoadError` where trust is needed.
     """
     if not isinstance(artifact, Artifact):
         artifact = Artifact.load(artifact, verify=verify)
     if artifact.native:
-        return ArtifactTranscriber(artifact, load_native(artifact, engine, compute, threads), **options)
+        return recogniser(artifact, load_native(artifact, engine, compute, threads, trust=trust), **options)
     wanted = EngineOptions(threads, compute or artifact.compute, artifact.round_up)
     name = engine or artifact.engine
     loaded = fastest(artifact, wanted) if name == "auto" else load_engine(name, artifact.graph, wanted)
     if artifact.weights is not None:
         _repack(artifact, loaded, artifact.weights)
-    return ArtifactTranscriber(artifact, loaded, **options)
+    return recogniser(artifact, loaded, **options)
 
 
-def load_native(artifact: Artifact, engine: str | None = None, compute: str | None = None, threads: int = 0) -> Engine:
+def load_native(
+    artifact: Artifact,
+    engine: str | None = None,
+    compute: str | None = None,
+    threads: int = 0,
+    *,
+    trust: bool = False,
+) -> Engine:
     """A model for PyTorch's own int8, on the backend that it was made for.
 
     PyTorch and the model's framework are imported here, and only here. Raises :class:`EngineError` when one of them or
@@ -88,7 +137,7 @@ def load_native(artifact: Artifact, engine: str | None = None, compute: str | No
             raise EngineError(f"{artifact.folder}: was made for {what} {has}, not {wanted}: quantize the model again")
     try:
         native = import_module("quantasr.engines.torch_native")
-        loaded: Engine = native.load(artifact, threads)
+        loaded: Engine = native.load(artifact, threads, trust=trust)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "safetensors", "tomli_w"):
             raise

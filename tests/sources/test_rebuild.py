@@ -63,5 +63,5 @@ def test_a_folder_that_does_not_describe_one(source: str, content: str | None, t
 
 
 def test_an_unknown_source(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="source 'kaldy' is unknown: choose one of nemo, huggingface"):
+    with pytest.raises(ModelLoadError, match="source 'kaldy' is unknown: choose one of nemo, speechbrain, huggingface"):
         rebuild_model("kaldy", tmp_path)

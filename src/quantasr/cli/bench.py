@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         memory=not arguments.no_memory,
         utterances=utterances,
+        trust=arguments.trust,
         progress=True,
     )
     if arguments.json:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantasr.cli.options import add_command, add_engine, seconds
+from quantasr.cli.options import add_command, add_engine, add_trust, seconds
 from quantasr.cli.output import show, write_json
 
 _EXAMPLES = """\
@@ -26,6 +26,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("artifact", type=Path)
     command.add_argument("--seconds", type=seconds, default=10.0, help="length of the audio that is run (10)")
     add_engine(command)
+    add_trust(command)
     return command
 
 
@@ -35,7 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
     from quantasr.measure.report import artifact_table, audit_table
     from quantasr.runtime import load
 
-    recogniser = load(arguments.artifact, engine=arguments.engine, compute=arguments.compute, threads=arguments.threads)
+    recogniser = load(
+        arguments.artifact,
+        engine=arguments.engine,
+        compute=arguments.compute,
+        threads=arguments.threads,
+        trust=arguments.trust,
+    )
     found = audit(recogniser.artifact, recogniser.engine, seconds=arguments.seconds)
     if arguments.json:
         artifact = recogniser.artifact

@@ -78,7 +78,9 @@ def add_decoder(command: argparse.ArgumentParser) -> None:
 def add_trust(command: argparse.ArgumentParser) -> None:
     """``--trust``."""
     command.add_argument(
-        "--trust", action="store_true", help="allow what runs code while it is read: pickled weights, piped wav.scp"
+        "--trust",
+        action="store_true",
+        help="allow what runs code while it is read: SpeechBrain's hyperparams.yaml, pickled weights, piped wav.scp",
     )
 
 
@@ -103,7 +105,14 @@ def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -
     if is_artifact(where):
         from quantasr.runtime import load
 
-        return load(where, engine=arguments.engine, compute=arguments.compute, threads=arguments.threads, **options)
+        return load(
+            where,
+            engine=arguments.engine,
+            compute=arguments.compute,
+            threads=arguments.threads,
+            trust=arguments.trust,
+            **options,
+        )
     if not Path(where).exists() and (where.startswith((".", "/", "~")) or where.count("/") != 1 or where[-1] == "/"):
         raise ModelLoadError(f"{where}: no such file or folder: give an artifact folder, a model folder or a hub id")
     import quantasr

@@ -31,7 +31,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("audio", nargs="+", type=Path, metavar="FILE")
     command.add_argument("--words", action="store_true", help="one word a line with its start and end in seconds")
     command.add_argument("--stats", action="store_true", help="with --json: a last line with load time and peak memory")
-    command.add_argument("--chunk", type=float, default=30.0, metavar="SECONDS", help="window for long files (30)")
+    command.add_argument("--chunk", type=float, metavar="SECONDS", help="window for long files (30; attention: 40)")
     add_engine(command)
     add_decoder(command)
     add_trust(command)
@@ -41,7 +41,8 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Transcribe every file; one that cannot be read is reported and the rest goes on."""
     begin = time.perf_counter()
-    recogniser = open_recogniser(arguments.model, arguments, chunk_seconds=arguments.chunk)
+    chunk = {} if arguments.chunk is None else {"chunk_seconds": arguments.chunk}
+    recogniser = open_recogniser(arguments.model, arguments, **chunk)
     loaded = time.perf_counter() - begin
     failed = reported = 0
     for path in arguments.audio:

@@ -19,7 +19,7 @@ from quantasr.measure.audit import audit
 from quantasr.measure.evaluate import evaluate_systems
 from quantasr.measure.footprint import Footprint, footprint
 from quantasr.measure.latency import Ratio, Timing, ratio, time_interleaved
-from quantasr.runtime import ArtifactTranscriber, load_native
+from quantasr.runtime import load_native, recogniser
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.scoring import Score
 from quantasr.speech.transcript import Transcriber, Waveform
@@ -70,12 +70,13 @@ def bench(
     rounds: int = 15,
     memory: bool = True,
     utterances: Sequence[Utterance] = (),
+    trust: bool = False,
     progress: bool = False,
 ) -> list[BenchRow]:
     """Time ``wave`` (mono, at the models' rate) on the original and on every engine and compute type, interleaved.
 
     ``memory`` starts one more process for each system to see its peak memory and load time; ``utterances`` with texts,
-    if any, give each system's word error rate. Raises
+    if any, give each system's word error rate. ``trust`` lets folders run code while they are read. Raises
     :class:`ArtifactError` when the models' sample rates differ, and :class:`EngineError` when an engine fails.
     """
     rates = {artifact.name: artifact.frontend.sample_rate for artifact in artifacts}
@@ -90,8 +91,8 @@ def bench(
     shares: list[float | None] = [None] if original else []
     for artifact in artifacts:
         options = EngineOptions(threads, round_up=artifact.round_up)
-        for name, chosen, engine in _engines(artifact, options):
-            systems.append(ArtifactTranscriber(artifact, engine, chunk_seconds=0))
+        for name, chosen, engine in _engines(artifact, options, trust):
+            systems.append(recogniser(artifact, engine, chunk_seconds=0))
             labels.append(f"{artifact.name} {name} {chosen}")
             sizes.append(artifact.size)
             asked = [] if artifact.native else ["--engine", name, "--compute", chosen]
@@ -103,7 +104,8 @@ def bench(
     timings = time_interleaved(systems, wave, rounds=rounds, progress=progress)
     prints: list[Footprint | None] = [None] * len(systems)
     if memory:
-        prints = _footprints(arguments, wave, systems[0].sample_rate, count)
+        trusting = ["--trust"] if trust else []
+        prints = _footprints([[*some, *trusting] for some in arguments], wave, systems[0].sample_rate, count)
     rates_of: list[Score | None] = [None] * len(systems)
     if utterances:
         rates_of = [result.wer for result in evaluate_systems(systems, utterances, progress=progress).results]
@@ -113,10 +115,10 @@ def bench(
     ]
 
 
-def _engines(artifact: Artifact, options: EngineOptions) -> Iterator[tuple[str, str, Engine]]:
+def _engines(artifact: Artifact, options: EngineOptions, trust: bool) -> Iterator[tuple[str, str, Engine]]:
     """Every engine and compute type that ``artifact`` runs on; a native one has one of each."""
     if artifact.native:
-        yield artifact.engine, artifact.compute, load_native(artifact, threads=options.threads)
+        yield artifact.engine, artifact.compute, load_native(artifact, threads=options.threads, trust=trust)
         return
     for name, chosen in candidates(options):
         yield name, chosen.compute, load_engine(name, artifact.graph, chosen)

@@ -14,7 +14,7 @@ from quantasr.artifact import write_atomically
 from quantasr.errors import AudioError, ManifestError
 from quantasr.measure.faults import advise
 from quantasr.progress import track
-from quantasr.runtime import ArtifactTranscriber
+from quantasr.runtime import LoadedArtifact
 from quantasr.speech.audio import describe_faults
 from quantasr.speech.manifest import Utterance, read_manifest, require_texts
 from quantasr.speech.manifest.fingerprint import check_not_among
@@ -181,7 +181,7 @@ def evaluate_systems(
     require_texts(utterances)
     find_normalizer(normalizer)
     for system in systems:
-        if isinstance(system, ArtifactTranscriber):
+        if isinstance(system, LoadedArtifact):
             check_not_among(system.artifact.calibration(), utterances, f"calibration speech of {system.artifact.name}")
     used: list[Utterance] = []
     failures: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Where models come from: one table, and the verb that reads it.
 
 Each source is a module with ``recognises(where) -> bool``, ``load(where, ...) -> AsrModel`` and
-``rebuild(folder) -> AsrModel``; it alone imports its framework, and only when it is asked to load.
+``rebuild(folder, trust=...) -> AsrModel``; it alone imports its framework, and only when it is asked to load.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def adopt_model(obj: Any, name: str | None = None) -> AsrModel | None:
     return None
 
 
-def rebuild_model(source: str, folder: str | Path) -> AsrModel:
+def rebuild_model(source: str, folder: str | Path, *, trust: bool = False) -> AsrModel:
     """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights: the caller has those.
 
-    ``source`` is the ``provenance["source"]`` of the original. Nothing in ``folder`` is executed. Raises
-    :class:`ModelLoadError`.
+    ``source`` is the ``provenance["source"]`` of the original. Nothing in ``folder`` is executed, but for SpeechBrain's
+    ``hyperparams.yaml``, which needs ``trust``. Raises :class:`ModelLoadError`.
     """
     if source not in SOURCES:
         raise ModelLoadError(f"source {source!r} is unknown: choose one of {', '.join(SOURCES)}")
     try:
-        model: AsrModel = import_module(f"quantasr.sources.{source}").rebuild(Path(folder))
+        model: AsrModel = import_module(f"quantasr.sources.{source}").rebuild(Path(folder), trust=trust)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ModelLoadError):
             raise

@@ -17,12 +17,14 @@ from quantasr.engines.torch_native import operations as operations
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
 
 
-def load(artifact: Artifact, threads: int = 0) -> Engine:
+def load(artifact: Artifact, threads: int = 0, *, trust: bool = False) -> Engine:
     """A native artifact as an engine, exactly as it was when it was saved.
+
+    ``trust`` allows what runs code while it is read: SpeechBrain's ``hyperparams.yaml``.
 
     Raises :class:`quantasr.errors.ArtifactError`, :class:`quantasr.errors.EngineError` or
     :class:`quantasr.errors.ModelLoadError`.
     """
     from quantasr.engines.torch_native.reload import reload
 
-    return reload(artifact, threads)
+    return reload(artifact, threads, trust=trust)

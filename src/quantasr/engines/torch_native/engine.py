@@ -20,6 +20,7 @@ from quantasr.engines.engine import ExecutedOp
 from quantasr.engines.torch_native.trace import traced
 from quantasr.errors import EngineError
 from quantasr.sources.asr_model import AsrModel
+from quantasr.speech.transcript import Waveform
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
@@ -39,14 +40,27 @@ class NativeEngine:
         self, features: NDArray[np.float32], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """Log-probs and, where the model takes lengths, frame counts."""
+        found = self._call(features, lengths)
+        if self.model.padded_batches:
+            logprobs, counts = found
+            return logprobs.float().numpy(), counts.numpy()
+        return found.float().numpy(), None
+
+    def recognise(self, wave: Waveform) -> str:
+        """The text of a whole wave, where the model searches it itself (an attention decoder)."""
+        model: Any = self.model
+        try:
+            text: str = model.recognise(wave)
+        except RuntimeError as error:
+            raise EngineError(f"{self.name}: {model.name} refuses {len(wave)} samples: {error}") from None
+        return text
+
+    def _call(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> Any:
         inputs = (torch.from_numpy(features), torch.from_numpy(np.asarray(lengths, dtype=np.int64)))
         try:
             # Not inference_mode, in which PyTorch does not show its convolutions to whoever counts them.
             with torch.no_grad():
-                if self.model.padded_batches:
-                    logprobs, counts = self.model.graph(*inputs)
-                    return logprobs.float().numpy(), counts.numpy()
-                return self.model.graph(inputs[0]).float().numpy(), None
+                return self.model.graph(*inputs[: 2 if self.model.padded_batches else 1])
         except RuntimeError as error:
             raise EngineError(
                 f"{self.name}: {self.model.name} refuses features {list(features.shape)}: {error}"
@@ -54,9 +68,9 @@ class NativeEngine:
 
     def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
         """One run, with every product: those of packed layers as their kernels say, the others from PyTorch's calls."""
-        self.run(features, lengths)
+        self._call(features, lengths)
         with float_products(self.model.module) as products, traced() as trace:
-            self.run(features, lengths)
+            self._call(features, lengths)
         turn: Counter[str] = Counter()
         ops = []
         for event in trace.events:

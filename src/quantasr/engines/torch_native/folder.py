@@ -45,9 +45,11 @@ def save(
 ) -> None:
     """Write a converted ``module`` into ``folder``; weights that ``skeleton.halves`` names as ``stored`` has them."""
     halves = set(skeleton.halves)
+    names = {same[0] for same in _aliases(module)}  # modules and parameters may have several
     tensors = {
         name: (stored[name] if name in halves else tensor).detach().clone().contiguous()
         for name, tensor in module.state_dict().items()
+        if name in names
     }
     for name in weight_names(plan, weights):
         tensors[_INTEGERS + name] = weights[name].integers.contiguous()
@@ -134,14 +136,23 @@ def restore(module: nn.Module, skeleton: Skeleton, tensors: dict[str, Tensor], p
         if key == "bias" and getattr(part, "bias", tensor) is None:
             part.register_parameter("bias", nn.Parameter(torch.empty_like(tensor), requires_grad=False))
     missing, unexpected = module.load_state_dict(state, strict=False)
-    packed = {f"{path}.weight" for path in plan.layers} | {n.removeprefix(_INTEGERS) for n in tensors}
-    wrong = sorted(set(missing) - packed) + sorted(unexpected)
+    given = set(state) | {f"{path}.weight" for path in plan.layers} | {n.removeprefix(_INTEGERS) for n in tensors}
+    given |= {name for same in _aliases(module) if not given.isdisjoint(same) for name in same}
+    wrong = sorted(set(missing) - given) + sorted(unexpected)
     if wrong:
         raise ArtifactError(f"the saved weights do not fit the model: {wrong[0]}: make the artifact again")
     found = {}
     for name in (key.removeprefix(_INTEGERS) for key in tensors if key.startswith(_INTEGERS)):
         found[name] = Weights(tensors[_INTEGERS + name], tensors[_SCALE + name], tensors.get(_BIAS + name))
     return found
+
+
+def _aliases(module: nn.Module) -> list[list[str]]:
+    """The names of each parameter and buffer, in the order of the model."""
+    found: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), []).append(name)
+    return list(found.values())
 
 
 def _params(row: dict[str, Any]) -> QParams:

@@ -13,11 +13,11 @@ from quantasr.quantize.fold import bake_parametrizations
 from quantasr.sources import rebuild_model
 
 
-def reload(artifact: Artifact, threads: int = 0) -> NativeEngine:
+def reload(artifact: Artifact, threads: int = 0, *, trust: bool = False) -> NativeEngine:
     """The engine of a native artifact; see :func:`quantasr.engines.torch_native.load`."""
     row, tensors = read(artifact.folder)
     backend = find_backend(str(row.get("backend")))
-    model = rebuild_model(str(row.get("source")), artifact.folder)
+    model = rebuild_model(str(row.get("source")), artifact.folder, trust=trust)
     model.make_exportable()
     bake_parametrizations(model.module)
     try:

@@ -82,7 +82,7 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
     return _assemble(name, module, frontend, _tokenizer(where, tokenizer, config.vocab_size), padded, provenance)
 
 
-def rebuild(folder: Path) -> CtcModel:
+def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
     """The model whose :attr:`CtcModel.files` lie in ``folder``, with random weights; transformers is needed."""
     _require_transformers(str(folder))
     import transformers

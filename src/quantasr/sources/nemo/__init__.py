@@ -64,7 +64,7 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
     return _assemble(name, config, module, tokenizer, provenance)
 
 
-def rebuild(folder: Path) -> CtcModel:
+def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
     """The model whose :attr:`CtcModel.files` lie in ``folder``, with random weights; NeMo is needed."""
     row = json.loads((folder / _SKELETON).read_text("utf-8"))
     frontend = {key: value for key, value in row["config"].pop("frontend").items() if key != "kind"}

@@ -137,7 +137,7 @@ def load_attention(interface: Any, where: str, provenance: dict[str, Any]) -> At
     graph = AttentionGraph(interface)
     return AttentionModel(
         name=str(provenance.get("name") or where.rstrip("/").rpartition("/")[2]),
-        family=_family(interface),
+        family="speechbrain_attention",
         module=interface.mods,
         graph=graph,
         frontend=frontend,
@@ -183,15 +183,6 @@ def name_scorers(interface: Any) -> None:
             if isinstance(part, nn.Module) and id(part) not in named and any(True for _ in part.parameters()):
                 interface.mods[names.get(id(part), f"{kind}_{key}")] = part.eval().requires_grad_(False)
                 named |= {id(inner) for inner in part.modules()}
-
-
-def _family(interface: Any) -> str:
-    """``speechbrain_crdnn`` and so on, from the encoder that it has."""
-    kinds = {type(part).__name__ for part in interface.mods.modules()}
-    for marker, family in (("ConformerEncoder", "conformer"), ("TransformerASR", "transformer"), ("CRDNN", "crdnn")):
-        if marker in kinds:
-            return f"speechbrain_{family}"
-    return "speechbrain"
 
 
 def _shortest(graph: AttentionGraph, sample_rate: int, where: str) -> int:
