@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantasr.measure.evaluate import evaluate as evaluate
     from quantasr.pipeline import quantize as quantize
+    from quantasr.pipeline_in_place import quantize_in_place as quantize_in_place
     from quantasr.recipes import Recipe as Recipe
     from quantasr.runtime import load as load
     from quantasr.sensitivity import sensitivity as sensitivity
@@ -32,11 +33,12 @@ _VERBS = {
     "load": "quantasr.runtime",
     "load_model": "quantasr.sources",
     "quantize": "quantasr.pipeline",
+    "quantize_in_place": "quantasr.pipeline_in_place",
     "sensitivity": "quantasr.sensitivity",
 }
 # What the extra `quantize` brings.
 _WORKBENCH = ("onnx", "safetensors", "tomli_w", "torch")
-__all__ = ["Recipe", "__version__", "evaluate", "load", "load_model", "quantize", "sensitivity"]
+__all__ = ["Recipe", "__version__", "evaluate", "load", "load_model", "quantize", "quantize_in_place", "sensitivity"]
 
 
 def __getattr__(name: str) -> Any:

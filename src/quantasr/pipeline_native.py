@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -15,23 +15,26 @@ import torch
 from quantasr.artifact import TENSORS, Artifact, create
 from quantasr.artifact_parts import Waves, describe, write_parts
 from quantasr.engines import TORCH, TORCH_BACKENDS
+from quantasr.engines.engine import ExecutedOp
 from quantasr.engines.torch_native.backends import FLOAT, Backend, adapt, find_backend, usable_backends
 from quantasr.engines.torch_native.convert import Calibrated, Chosen, calibrate_native, choose, strip
 from quantasr.engines.torch_native.engine import NativeEngine
 from quantasr.engines.torch_native.folder import Skeleton, save
 from quantasr.engines.torch_native.half import compute_in, find_dtype
 from quantasr.engines.torch_native.plan import Plan
-from quantasr.engines.torch_native.trace import traced
+from quantasr.engines.torch_native.trace import Trace, traced
 from quantasr.errors import EngineError
 from quantasr.measure.agreement import agreement
-from quantasr.quantize import Prepared, prepare
+from quantasr.quantize import LayerPlan, Prepared, prepare
 from quantasr.recipes import Recipe
+from quantasr.recipes.recipe import FLOAT as QFLOAT
 from quantasr.sources import AsrModel
 from quantasr.sources.asr_model import evaluating
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.transcript import Waveform
 
 _ROUNDS = 5
+_OUTSIDE = "a product outside of layers, such as those inside attention: PyTorch has no int8 kernel for it"
 
 
 @dataclass(frozen=True)
@@ -82,21 +85,43 @@ class NativeOptions:
         return [find_backend(name) for name in names]
 
 
-def quantize_native(
+@dataclass
+class Native:
+    """A live model that runs in PyTorch's own int8, and what was found out on the way.
+
+    ``rows`` say what became of each layer; ``parity`` and ``measured`` are figures of the whole model; ``notes`` are
+    changes of the recipe that the backend needed.
+    """
+
+    prepared: Prepared
+    calibrated: Calibrated
+    chosen: Chosen
+    compute: str
+    rows: list[dict[str, Any]]
+    parity: dict[str, Any]
+    measured: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def backend(self) -> str:
+        """The backend whose kernels it runs."""
+        return self.chosen.plan.backend.name
+
+
+def convert_native(
     model: AsrModel,
-    output: Path,
-    utterances: Sequence[Utterance],
+    waves: Iterable[Waveform],
     speech: Sequence[Waveform],
     recipe: Recipe,
     options: NativeOptions,
     *,
-    overwrite: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> Artifact:
-    """Convert ``model`` in place for the fastest of the wanted backends and write it as a folder.
+) -> Native:
+    """Convert ``model`` in place for the fastest of the wanted backends.
 
-    ``speech`` is what original, simulation and converted model are compared on. See :func:`quantasr.quantize`.
+    ``waves`` are calibrated on, one at a time; ``speech`` is what original, simulation and converted model are compared
+    on. Raises what calibrating and choosing raise.
     """
     options = options.for_recipe(recipe)
     backends = options.backends
@@ -107,13 +132,11 @@ def quantize_native(
         say(f"comparing {backends[0].name} with the recipe: {text}")
     before = _seconds(model, options)
     prepared = prepare(model, fitted)
-    waves = Waves(utterances, model.sample_rate)
     if options.backend == FLOAT.name:
-        utterances = []  # nothing is calibrated
-        strip(prepared)
+        strip(prepared)  # nothing is calibrated
         calibrated = Calibrated(model.module, {}, {}, {})
     else:
-        say(f"calibrating on {len(utterances)} utterances")
+        say("calibrating")
         calibrated = calibrate_native(prepared, waves, backends, seconds=options.seconds, progress=progress)
         round_stored(prepared)
     compute_in(model.module, model.graph, options.compute)
@@ -131,24 +154,52 @@ def quantize_native(
         "native_to_simulation": agreement(native, simulation).to_dict(),
         "native_to_original": agreement(native, original).to_dict(),
     }
+    trace, ops = _executed(model, backend, options)
     measured = {
-        **_measured(model, chosen, options),
+        "entries": trace.count("entry"),
+        "exits": trace.count("exit"),
+        "int8_layers": len(chosen.plan.layers) + len(chosen.plan.dynamic),
+        "int8_share": round(sum(op.macs for op in ops if op.precision == "int8") / sum(op.macs for op in ops), 4),
         "milliseconds": {name: round(seconds * 1e3, 2) for name, seconds in times.items()},
         "slower_than_float": _slower(backend, times),
     }
+    rows = _rows(prepared, chosen)
+    known = {row["path"] for row in rows}
+    outside = {op.name for op in ops if op.precision != "int8"} - known
+    rows += [LayerPlan(path, "product", QFLOAT, (), _OUTSIDE).to_dict() for path in sorted(outside)]
+    return Native(prepared, calibrated, chosen, options.compute, rows, parity, measured, notes)
+
+
+def quantize_native(
+    model: AsrModel,
+    output: Path,
+    utterances: Sequence[Utterance],
+    speech: Sequence[Waveform],
+    recipe: Recipe,
+    options: NativeOptions,
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Artifact:
+    """Convert ``model`` in place and write it as a folder; see :func:`convert_native` and :func:`quantasr.quantize`."""
+    waves = Waves(utterances, model.sample_rate)
+    found = convert_native(model, waves, speech, recipe, options, progress=progress, say=say)
+    prepared, plan = found.prepared, found.chosen.plan
+    used = utterances if waves.seconds else []
 
     def fill(folder: Path) -> None:
         for name, content in model.files.items():
             (folder / name).write_bytes(content)
         folded, halves = [norm for _, norm in prepared.folded], sorted(prepared.stored)
         skeleton = Skeleton(str(model.provenance["source"]), folded, halves)
-        save(folder, model.module, skeleton, chosen.plan, calibrated.weights, prepared.stored)
-        write_parts(folder, prepared, _rows(prepared, chosen), utterances)
-        found = describe(prepared, folder, parity, len(utterances), sum(waves.seconds))
-        provenance = {**found.provenance, "engine": f"{TORCH}:{backend}", "compute": options.compute, "changes": notes}
+        save(folder, model.module, skeleton, plan, found.calibrated.weights, prepared.stored)
+        write_parts(folder, prepared, found.rows, used)
+        described = describe(prepared, folder, found.parity, len(used), sum(waves.seconds))
+        engine = {"engine": f"{TORCH}:{found.backend}", "compute": found.compute, "changes": found.notes}
         size = (folder / TENSORS).stat().st_size
         sizes = {"weights_bytes": size, "float_weights_bytes": 4 * model.provenance["parameters"]}
-        replace(found, provenance=provenance, measured={**measured, **sizes}).write_manifest()
+        replace(described, provenance=described.provenance | engine, measured=found.measured | sizes).write_manifest()
 
     create(output, fill, overwrite=overwrite)
     return Artifact.load(output)
@@ -215,21 +266,14 @@ def _slower(backend: str, times: dict[str, float]) -> str:
     return f"no faster than float here: {took}, and {folded}: use --engine {TORCH}:{FLOAT.name}, or a graph"
 
 
-def _measured(model: AsrModel, chosen: Chosen, options: NativeOptions) -> dict[str, Any]:
+def _executed(model: AsrModel, backend: str, options: NativeOptions) -> tuple[Trace, list[ExecutedOp]]:
     """What one run of the converted model does."""
     inputs = model.probe(options.seconds)
     with traced() as trace, torch.inference_mode():
         model.graph(*inputs)
     features = inputs[0].numpy()
-    engine = NativeEngine(model, chosen.plan.backend.name, options.compute)
-    ops = engine.executed(features, np.array([features.shape[1]]))
-    total = sum(op.macs for op in ops)
-    return {
-        "entries": trace.count("entry"),
-        "exits": trace.count("exit"),
-        "int8_layers": len(chosen.plan.layers) + len(chosen.plan.dynamic),
-        "int8_share": round(sum(op.macs for op in ops if op.precision == "int8") / total, 4),
-    }
+    engine = NativeEngine(model, backend, options.compute)
+    return trace, engine.executed(features, np.array([features.shape[1]]))
 
 
 def _rows(prepared: Prepared, chosen: Chosen) -> list[dict[str, Any]]:

@@ -45,3 +45,45 @@ def test_an_unknown_variant_lists_the_choices() -> None:
         RecipeError, match="no built-in recipe 'default' for quartznet models: choose one of bf16, fp16"
     ):
         builtin_recipe("quartznet")
+
+
+SPEECHBRAIN = "encoder.wav2vec2.model."
+
+
+def test_the_published_choice_for_speechbrain() -> None:
+    recipe = builtin_recipe("speechbrain_wav2vec2", "published")
+
+    def mode(path: str, kind: str = "linear") -> str:
+        return recipe.qconfig(path, kind).mode
+
+    assert mode(f"{SPEECHBRAIN}encoder.layers.3.attention.q_proj") == "dynamic"
+    assert mode("encoder.enc.linear1.w") == "dynamic"
+    assert mode(f"{SPEECHBRAIN}feature_extractor.conv_layers.0.conv", "conv1d") == "static"
+    assert mode(f"{SPEECHBRAIN}feature_projection.projection") == "static"
+    assert mode(f"{SPEECHBRAIN}encoder.pos_conv_embed.conv", "conv1d") == "float"
+    assert mode("encoder.ctc_lin.w") == "float"
+
+
+@pytest.mark.parametrize("variant", ["default", "fast", "fastest"])
+def test_speechbrains_head_stays_float(variant: str) -> None:
+    recipe = builtin_recipe("speechbrain_wav2vec2", variant)
+    assert recipe.qconfig("encoder.ctc_lin.w", "linear").mode == "float"
+    assert recipe.qconfig(f"{SPEECHBRAIN}encoder.layers.3.feed_forward.output_dense", "linear").mode == "static"
+    first, second = (
+        recipe.qconfig(f"{SPEECHBRAIN}feature_extractor.conv_layers.{i}.conv", "conv1d").mode for i in (0, 1)
+    )
+    assert (first, second) == (("float", "float") if variant == "default" else ("float", "static"))
+
+
+@pytest.mark.parametrize("variant", ["default", "fast"])
+def test_recurrent_layers_of_speechbrain_are_dynamic(variant: str) -> None:
+    recipe = builtin_recipe("speechbrain_crdnn", variant)
+    assert recipe.qconfig("encoder.model.RNN.rnn", "lstm").mode == "dynamic"
+    assert recipe.qconfig("encoder.model.CNN.block_0.conv_1.conv", "conv2d").mode == "float"
+    assert recipe.qconfig("encoder.model.CNN.block_0.conv_2.conv", "conv2d").mode == "static"
+    assert recipe.qconfig("encoder.ctc_lin.w", "linear").mode == ("float" if variant == "default" else "static")
+    attention = builtin_recipe("speechbrain_attention", variant)
+    assert attention.qconfig("encoder.RNN.rnn", "gru").mode == "dynamic"
+    assert attention.qconfig("decoder.dec.rnn.rnn_cells.0", "gru_cell").mode == (
+        "float" if variant == "default" else "dynamic"
+    )

@@ -69,7 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         from quantasr.measure.report import artifact_table, native_table
 
-        show(artifact_table(artifact), *([native_table(artifact)] if artifact.native else []))
+        show(artifact_table(artifact))
+        if artifact.native:
+            show(native_table(artifact.engine, artifact.compute, artifact.measured, artifact.layers()))
     if slower := artifact.measured["slower_than_float"]:
         say(f"quantasr: {slower}")
     return 0

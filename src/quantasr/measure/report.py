@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -125,12 +126,11 @@ def audit_table(audit: Audit) -> Table:
     return table
 
 
-def native_table(artifact: Artifact) -> Table:
-    """Which layers of a native artifact run in int8, which stay float and why, and how int8 is entered and left."""
-    measured, layers = artifact.measured, artifact.layers()
+def native_table(engine: str, compute: str, measured: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> Table:
+    """Which layers run in PyTorch's own int8, which stay float and why, and how int8 is entered and left."""
     kept = [row for row in layers if "kernel" in row]
     table = _table(
-        f"{artifact.engine}, float rest {artifact.compute}: {len(kept)} of {len(layers)} layers in int8, "
+        f"{engine}, float rest {compute}: {len(kept)} of {len(layers)} layers in int8, "
         f"{percent(measured['int8_share'])} of multiply-accumulates; int8 is entered {measured['entries']} and left "
         f"{measured['exits']} times",
         *("layers", "kind", "run as", "why float"),
