@@ -89,7 +89,7 @@ PLANS = {
     "wav2vec2_ctc": Plan(1500, 5e-4, "Wav2Vec2 (2 layers of 160), two linear layers with batch norm, CTC over letters"),
     "crdnn_ctc": Plan(3500, 2e-3, "CRDNN (2-d convolutions, 2 bidirectional LSTM layers, 2 linear layers), CTC"),
     "crdnn_attention": Plan(3500, 2e-3, "CRDNN and a GRU decoder with location-aware attention"),
-    "transformer_attention": Plan(6000, 1.5e-3, "Transformer, 4 encoder and 2 decoder layers of 96; joint CTC"),
+    "transformer_attention": Plan(4500, 1.5e-3, "Transformer, 4 encoder and 2 decoder layers of 96; joint CTC"),
 }
 
 
