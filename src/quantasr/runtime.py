@@ -60,6 +60,10 @@ class SearchingEngine(Engine, Protocol):
         """``[time]`` -> text."""
         ...
 
+    def encode(self, wave: Waveform) -> object:
+        """Features and encoder alone."""
+        ...
+
 
 class AttentionArtifactTranscriber(AttentionTranscriber):
     """A native artifact with an attention decoder, as a recogniser."""
@@ -71,7 +75,7 @@ class AttentionArtifactTranscriber(AttentionTranscriber):
             "sample_rate": artifact.frontend.sample_rate,
             "min_samples": artifact.min_samples,
         }
-        super().__init__(engine.recognise, **(defaults | options))
+        super().__init__(engine.recognise, encode=engine.encode, **(defaults | options))
         self.artifact = artifact
         self.engine = engine
 

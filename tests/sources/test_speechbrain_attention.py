@@ -150,3 +150,21 @@ def test_other_decoders_are_refused(tmp_path: Path) -> None:
     interface.mods["decoder"] = torch.nn.Linear(2, 2)
     with pytest.raises(ModelLoadError, match="decoder Linear is not supported"):
         load_attention(interface, str(folder), {})
+
+
+def test_a_probe_takes_as_many_steps_as_speech(model: AttentionModel) -> None:
+    """Neither none nor all that the search may take, and the search ends by itself again afterwards."""
+    wave, before = noise(16000), alone(model, noise(16000))
+    steps: list[int] = []
+    hook = model.interface.mods["decoder"].fc.register_forward_hook(lambda *_: steps.append(1))
+    model.graph(*model.probe(1.0))
+    hook.remove()
+    assert len(steps) == 5
+    assert alone(model, wave) == before
+
+
+def test_the_encoder_alone(model: AttentionModel) -> None:
+    wave = noise(8000)
+    with torch.no_grad():  # with gradients PyTorch has another kernel for LSTMs
+        expected = model.interface.encode_batch(torch.from_numpy(wave)[None], torch.ones(1))
+    torch.testing.assert_close(model.transcriber().encoder_call(wave)(), expected, rtol=0, atol=0)

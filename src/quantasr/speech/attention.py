@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,8 +53,9 @@ class AttentionTranscriber:
         chunk_seconds: float = CHUNK_SECONDS,
         batch_size: int = 1,
         decoder: Any = None,
+        encode: Callable[[Waveform], object] | None = None,
     ) -> None:
-        """``decoder`` is there to be refused: the model's own search is part of it."""
+        """``decoder`` is there to be refused: the search is part of the model. ``encode`` runs the encoder alone."""
         if decoder is not None:
             raise RecipeError(
                 f"{name}: searches in its own way: --lm and --beam-width are for CTC models, leave them out"
@@ -62,7 +64,7 @@ class AttentionTranscriber:
             raise RecipeError(f"batch_size is {batch_size}; it must be at least 1")
         if chunk_seconds and chunk_seconds < 4 * _REST_SECONDS:
             raise RecipeError(f"chunk_seconds is {chunk_seconds}; give {4 * _REST_SECONDS:.0f} or more, or 0")
-        self._recognise = recognise
+        self._recognise, self._encode = recognise, encode
         self._name = name
         self._rate = sample_rate
         self._limit = round(chunk_seconds * sample_rate)
@@ -107,6 +109,13 @@ class AttentionTranscriber:
         return self.transcribe_stream(
             stream_audio(Path(path), self.sample_rate, BLOCK_SECONDS, start=start, duration=duration)
         )
+
+    def encoder_call(self, wave: Waveform) -> Callable[[], object]:
+        """A call that runs features and encoder alone on one wave, to be timed."""
+        if self._encode is None:
+            raise RecipeError(f"{self.name}: its encoder cannot be run alone")
+        check_waves([wave])
+        return partial(self._encode, np.pad(wave, (0, max(0, self.min_samples - wave.size))))
 
     def pieces(self, blocks: Iterable[Waveform]) -> Iterator[Waveform]:
         """The recording as it is heard: whole, or cut at pauses; the pieces together are the recording."""

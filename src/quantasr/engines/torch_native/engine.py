@@ -55,12 +55,22 @@ class NativeEngine:
             raise EngineError(f"{self.name}: {model.name} refuses {len(wave)} samples: {error}") from None
         return text
 
+    def encode(self, wave: Waveform) -> object:
+        """Features and encoder alone, of such a model."""
+        model: Any = self.model
+        return model.encode(wave)
+
     def _call(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> Any:
-        inputs = (torch.from_numpy(features), torch.from_numpy(np.asarray(lengths, dtype=np.int64)))
+        inputs: tuple[Tensor, ...] = (torch.from_numpy(features), torch.from_numpy(np.asarray(lengths, dtype=np.int64)))
+        model: Any = self.model
+        if model.decoder == "attention":
+            inputs = model.paced(inputs[0])
+        elif not model.padded_batches:
+            inputs = inputs[:1]
         try:
             # Not inference_mode, in which PyTorch does not show its convolutions to whoever counts them.
             with torch.no_grad():
-                return self.model.graph(*inputs[: 2 if self.model.padded_batches else 1])
+                return model.graph(*inputs)
         except RuntimeError as error:
             raise EngineError(
                 f"{self.name}: {self.model.name} refuses features {list(features.shape)}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,9 @@ from quantasr.sources.asr_model import AsrModel, Paths, evaluating
 from quantasr.speech.attention import AttentionTranscriber
 from quantasr.speech.frontend import WaveFrontend
 from quantasr.speech.transcript import Waveform
+
+_STEPS_PER_SECOND = 5
+"""Tokens of speech: 3 to 4 with the usual thousands of word pieces, 15 with characters."""
 
 # How many of an encoder's frames a search needs at least is found by trying waves of these lengths.
 _SHORTEST_SECONDS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -33,16 +37,28 @@ class AttentionGraph(nn.Module):
         """SpeechBrain's ``S2SBaseSearcher``, which holds embedding, decoder and output layer."""
         return self.interface.mods["decoder"]
 
-    def forward(self, waves: Tensor, lengths: Tensor | None = None, path: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        waves: Tensor,
+        lengths: Tensor | None = None,
+        steps: Tensor | None = None,
+        path: Tensor | None = None,
+    ) -> Any:
         """``waves`` ``[batch, time]``, ``lengths`` ``[batch]`` -> tokens ``[batch, longest]`` and their counts.
 
-        With ``path``, the token ids ``[tokens]`` of a single wave, nothing is searched: log-probs
-        ``[tokens + 1, vocabulary]`` of each token and of the end, each given those before it.
+        With ``steps`` the search takes so many of them, wherever it would end; with 0 of them there is no search, and
+        the encoder's ``[batch, frames, width]`` are given. With ``path``, the token ids ``[tokens]`` of a single wave,
+        nothing is searched either: log-probs ``[tokens + 1, vocabulary]`` of each token and of the end, each given
+        those before it.
         """
         relative = torch.ones(len(waves)) if lengths is None else lengths / lengths.max()
         if path is not None:
             return self._score(waves, relative, path)
-        _, found = self.interface.transcribe_batch(waves, relative)
+        if steps is not None and not steps:
+            with torch.no_grad():
+                return self.interface.encode_batch(waves, relative)
+        with paced(self.searcher, None if steps is None else int(steps)):
+            _, found = self.interface.transcribe_batch(waves, relative)
         counts = torch.tensor([len(tokens) for tokens in found])
         tokens = torch.full((len(found), int(counts.max())), self.searcher.eos_index)
         for row, ids in zip(tokens, found, strict=True):
@@ -64,6 +80,27 @@ class AttentionGraph(nn.Module):
         return torch.log_softmax(torch.stack(rows), dim=-1)
 
 
+@contextmanager
+def paced(searcher: Any, steps: int | None) -> Iterator[None]:
+    """Have a search take exactly so many steps, as it would for speech; its own number where that is None.
+
+    On noise it ends at once, or as late as it may, and after another number of steps for each version of a model.
+    """
+    if steps is None:
+        yield
+        return
+    end = searcher.eos_index
+    blocks_end = hasattr(searcher, "beam_size")  # beam search does not take it before its least number of steps
+    searcher.change_max_decoding_length = lambda *_: (steps if blocks_end else 0, steps)
+    if not blocks_end:
+        searcher.eos_index = -1
+    try:
+        yield
+    finally:
+        del searcher.change_max_decoding_length
+        searcher.eos_index = end
+
+
 @dataclass
 class AttentionModel(AsrModel):
     """A live ``EncoderDecoderASR``.
@@ -83,12 +120,27 @@ class AttentionModel(AsrModel):
             "sample_rate": self.sample_rate,
             "min_samples": self.min_samples,
         }
-        return AttentionTranscriber(self.recognise, **defaults | options)
+        return AttentionTranscriber(self.recognise, encode=self.encode, **defaults | options)
+
+    def probe(self, seconds: float = 1.0, batch: int = 1) -> tuple[Tensor, ...]:
+        """Noise, and steps as for speech of this length."""
+        return self.paced(super().probe(seconds, batch)[0])
+
+    def paced(self, waves: Tensor) -> tuple[Tensor, ...]:
+        """Arguments of ``graph`` that make it search for ``waves`` in as many steps as speech of this length takes."""
+        samples = torch.full((len(waves),), waves.shape[1])
+        return waves, samples, torch.tensor(max(1, round(_STEPS_PER_SECOND * waves.shape[1] / self.sample_rate)))
 
     def recognise(self, wave: Waveform) -> str:
         """The text of a whole wave, as ``transcribe_batch`` gives it."""
         text: str = self.interface.tokenizer.decode_ids(self._search(wave).tolist())
         return text
+
+    def encode(self, wave: Waveform) -> Tensor:
+        """What the decoder attends to, ``[1, frames, size]``."""
+        with evaluating(self.module):
+            encoded: Tensor = self.graph(*self.inputs([wave]), steps=torch.tensor(0))
+        return encoded
 
     def run(self, wave: Waveform) -> None:
         """Search the pieces that a transcriber would cut."""
