@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from quantasr.cli.output import say
 from quantasr.engines import EngineOptions, load_engine
+from quantasr.export import export_float, save_graph
 from quantasr.measure.latency import Timing, ratio
 from quantasr.runtime import EngineAcousticModel
 from quantasr.sources import CtcModel
 from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.manifest import Utterance, read_manifest, write_manifest
-from quantasr.speech.transcript import Waveform
+from quantasr.speech.transcript import Transcriber, Waveform
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RATE = 16000
@@ -69,6 +72,35 @@ def on_engine(model: CtcModel, graph: Path, engine: str, compute: str, threads: 
     """Any graph of this model on an engine, as a recogniser."""
     acoustic = EngineAcousticModel(load_engine(engine, graph, EngineOptions(threads, compute)), model.padded_batches)
     return model.transcriber(acoustic, name=label, chunk_seconds=0)
+
+
+def peer_systems(
+    model: CtcModel, graph: Path, inputs: list[dict[str, NDArray[Any]]], folder: Path, threads: int
+) -> dict[str, Transcriber]:
+    """What other tools make of ``graph``, the model as its framework computes it, at their defaults.
+
+    ``inputs`` are calibrated on. NNCF gets our float graph as well.
+    """
+    say("NNCF int8; ONNX Runtime dynamic and static int8")
+    graphs = {
+        "ORT fp32": (graph, "onnxruntime", "fp32"),
+        "OpenVINO fp32": (graph, "openvino", "fp32"),
+        "OpenVINO bf16": (graph, "openvino", "bf16"),
+        "ORT dynamic int8": (peers.onnxruntime_dynamic(graph, folder / "dynamic.onnx"), "onnxruntime", "fp32"),
+        "ORT static int8": (peers.onnxruntime_static(graph, inputs[:4], folder / "static.onnx"), "onnxruntime", "fp32"),
+    }
+    nncf = peers.nncf_int8(graph, inputs, folder / "nncf.xml")
+    ours = folder / "our-float.onnx"
+    save_graph(export_float(model), ours)
+    nncf_ours = peers.nncf_int8(ours, inputs, folder / "nncf-ours.xml")
+    for compute in ("fp32", "bf16"):
+        graphs[f"our float graph, OpenVINO {compute}"] = (ours, "openvino", compute)
+        graphs[f"NNCF int8, OpenVINO {compute}"] = (nncf, "openvino", compute)
+    graphs["NNCF int8 of our float graph, OpenVINO bf16"] = (nncf_ours, "openvino", "bf16")
+    return {
+        label: on_engine(model, path, engine, compute, threads, label)
+        for label, (path, engine, compute) in graphs.items()
+    }
 
 
 def size_of(graph: Path) -> int:

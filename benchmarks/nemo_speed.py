@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import nemo_models
-import peers
-from compare import RATE, Figure, calibration_speech, on_engine, report, ten_seconds
+from compare import RATE, Figure, calibration_speech, peer_systems, report, ten_seconds
 
 from quantasr.artifact import Artifact
 from quantasr.cli.output import say
@@ -57,26 +56,7 @@ def peers_of(model: CtcModel, utterances: list[Utterance], folder: Path, threads
     for utterance in utterances:
         features, lengths = model.inputs([utterance.load(RATE)])
         inputs.append({"features": features.numpy(), "lengths": lengths.numpy()})
-    say("NNCF int8; ONNX Runtime dynamic and static int8")
-    graphs = {
-        "ORT fp32": (graph, "onnxruntime", "fp32"),
-        "OpenVINO fp32": (graph, "openvino", "fp32"),
-        "OpenVINO bf16": (graph, "openvino", "bf16"),
-        "ORT dynamic int8": (peers.onnxruntime_dynamic(graph, folder / "dynamic.onnx"), "onnxruntime", "fp32"),
-        "ORT static int8": (peers.onnxruntime_static(graph, inputs[:4], folder / "static.onnx"), "onnxruntime", "fp32"),
-    }
-    nncf = peers.nncf_int8(graph, inputs, folder / "nncf.xml")
-    ours = folder / "our-float.onnx"
-    save_graph(export_float(model), ours)
-    nncf_ours = peers.nncf_int8(ours, inputs, folder / "nncf-ours.xml")
-    for compute in ("fp32", "bf16"):
-        graphs[f"our float graph, OpenVINO {compute}"] = (ours, "openvino", compute)
-        graphs[f"NNCF int8, OpenVINO {compute}"] = (nncf, "openvino", compute)
-    graphs["NNCF int8 of our float graph, OpenVINO bf16"] = (nncf_ours, "openvino", "bf16")
-    return {
-        label: on_engine(model, path, engine, compute, threads, label)
-        for label, (path, engine, compute) in graphs.items()
-    }
+    return peer_systems(model, graph, inputs, folder, threads)
 
 
 def ours(source: Path, utterances: list[Utterance], folder: Path, threads: int) -> dict[str, Transcriber]:

@@ -38,3 +38,6 @@ class Parrot:
         if self._clock is not None:
             self._clock.now += sum(self._seconds() for _ in waves)
         return [Transcript(self._say(round(float(w[0]) * 100)), len(w) / self.sample_rate) for w in waves]
+
+    def encoder_call(self, wave: Waveform) -> Callable[[], object]:
+        return lambda: self.transcribe([wave])

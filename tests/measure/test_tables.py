@@ -54,8 +54,17 @@ def test_the_evaluation_table_names_the_systems() -> None:
 def test_the_bench_table_names_the_systems() -> None:
     first, second = Timing(NAME, 10.0, (0.2, 0.2)), Timing("b", 10.0, (0.1, 0.1))
     rows = [
-        BenchRow(NAME, first, ratio(first, first), 4_000_000, 2, Footprint(500_000_000, 1.25, 3.0)),
-        BenchRow("b [fp32]", second, ratio(second, first), 1_000_000, 2, None, 0.7103),
+        BenchRow(
+            NAME,
+            first,
+            ratio(first, first),
+            first,
+            ratio(first, first),
+            4_000_000,
+            2,
+            Footprint(500_000_000, 1.25, 3.0),
+        ),
+        BenchRow("b [fp32]", second, ratio(second, first), second, ratio(second, first), 1_000_000, 2, None, 0.7103),
     ]
     text = shown(bench_table(rows))
     for part in (NAME, "b [fp32]", f"time ÷ {NAME} [quartiles]", "0.500 [0.500, 0.500]", "71.03 %", "500 MB", "1.25 s"):
@@ -87,7 +96,9 @@ def test_bench_runs_every_engine_in_turns(sample_artifact: Callable[[str], Path]
         "digits-wav2vec2-default onnxruntime fp32",
         "digits-wav2vec2-default openvino fp32",
     ]
-    assert rows[0].ratio.median == 1.0
+    assert rows[0].ratio.median == rows[0].encoder_ratio.median == 1.0
+    assert all(0 < row.encoder.p50 < row.timing.p50 for row in rows[1:]), "features and decoding take time too"
+    assert rows[1].to_dict()["encoder"]["ratio_to_first"]["median"] > 0
     assert all(row.size == artifact.size and len(row.timing.seconds) == 3 for row in rows[1:])
     assert rows[0].int8_share is None
     assert all(0.3 < (row.int8_share or 0) < 0.9 for row in rows[1:])

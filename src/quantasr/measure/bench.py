@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from quantasr.errors import ArtifactError
 from quantasr.measure.audit import audit
 from quantasr.measure.evaluate import evaluate_systems
 from quantasr.measure.footprint import Footprint, footprint
-from quantasr.measure.latency import Ratio, Timing, ratio, time_interleaved
+from quantasr.measure.latency import Ratio, Timing, ratio, time_calls
 from quantasr.runtime import load_native, recogniser
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.scoring import Score
@@ -27,11 +28,16 @@ from quantasr.speech.transcript import Transcriber, Waveform
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One system: its times, as a ratio to the first system's, and what it needs."""
+    """One system: its times, as a ratio to the first system's, and what it needs.
+
+    ``timing`` is from the wave to the text, ``encoder`` that of the encoder alone on features that are there.
+    """
 
     label: str
     timing: Timing
     ratio: Ratio
+    encoder: Timing
+    encoder_ratio: Ratio
     size: int
     threads: int
     footprint: Footprint | None = None
@@ -45,6 +51,7 @@ class BenchRow:
             "threads": self.threads,
             **self.timing.to_dict(),
             "ratio_to_first": self.ratio.to_dict(),
+            "encoder": {**self.encoder.to_dict(), "ratio_to_first": self.encoder_ratio.to_dict()},
             "size_bytes": self.size,
             "footprint": None if self.footprint is None else self.footprint.to_dict(),
             "int8_share": self.int8_share,
@@ -101,7 +108,7 @@ def bench(
                 audit(artifact, engine, seconds=min(10.0, len(wave) / artifact.frontend.sample_rate)).int8_share
             )
     count = EngineOptions(threads).thread_count
-    timings = time_interleaved(systems, wave, rounds=rounds, progress=progress)
+    timings, encoders = _both_ways(systems, wave, rounds, progress)
     prints: list[Footprint | None] = [None] * len(systems)
     if memory:
         trusting = ["--trust"] if trust else []
@@ -110,9 +117,36 @@ def bench(
     if utterances:
         rates_of = [result.wer for result in evaluate_systems(systems, utterances, progress=progress).results]
     return [
-        BenchRow(label, timing, ratio(timing, timings[0]), size, count, needs, share, wer)
-        for label, timing, size, needs, share, wer in zip(labels, timings, sizes, prints, shares, rates_of, strict=True)
+        BenchRow(
+            label,
+            timing,
+            ratio(timing, timings[0]),
+            encoder,
+            ratio(encoder, encoders[0]),
+            size,
+            count,
+            needs,
+            share,
+            wer,
+        )
+        for label, timing, encoder, size, needs, share, wer in zip(
+            labels, timings, encoders, sizes, prints, shares, rates_of, strict=True
+        )
     ]
+
+
+def _both_ways(
+    systems: Sequence[Transcriber], wave: Waveform, rounds: int, progress: bool
+) -> tuple[list[Timing], list[Timing]]:
+    """Times from the wave to the text, and of the encoders alone, all in turns of one run."""
+    calls: dict[str, Callable[[], object]] = {}
+    for i, system in enumerate(systems):
+        calls[f"whole {i}"] = partial(system.transcribe, [wave])
+        calls[f"encoder {i}"] = system.encoder_call(wave)
+    found = time_calls(calls, len(wave) / systems[0].sample_rate, rounds=rounds, progress=progress)
+    named = {key: replace(timing, system=systems[int(key.split()[1])].name) for key, timing in found.items()}
+    whole, encoders = ([timing for key, timing in named.items() if key.startswith(way)] for way in ("whole", "encoder"))
+    return whole, encoders
 
 
 def _engines(artifact: Artifact, options: EngineOptions, trust: bool) -> Iterator[tuple[str, str, Engine]]:

@@ -82,6 +82,7 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
             "p50",
             "p95",
             f"time ÷ {rows[0].label} [quartiles]",
+            "encoder alone: RTF, ÷",
             "load",
             "peak memory",
             "size",
@@ -98,6 +99,7 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
             f"{row.timing.p50 * 1e3:.1f} ms",
             f"{row.timing.p95 * 1e3:.1f} ms",
             str(row.ratio),
+            f"{row.encoder.rtf:.4f}, {row.encoder_ratio.median:.3f}",
             "" if row.footprint is None else f"{row.footprint.load_seconds:.2f} s",
             "" if row.footprint is None else megabytes(row.footprint.peak_bytes),
             megabytes(row.size),
@@ -209,5 +211,5 @@ def _part(part: Part, scored: bool, timed: bool) -> list[str]:
         cells.append(f"{100 * harm.wer.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
         cells.append(f"{counts.substitutions} / {counts.deletions} / {counts.insertions}")
     if timed:
-        cells.append(escape(part.why_no_time if part.time is None else str(part.time)))
+        cells.append("-" if part.time is None else escape(str(part.time)))
     return cells

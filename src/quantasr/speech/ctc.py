@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Protocol
@@ -128,6 +128,12 @@ class CtcTranscriber:
         check_waves(waves)
         found = dict(self._short(waves))
         return [found[i] if i in found else np.concatenate(list(self._long([w]))) for i, w in enumerate(waves)]
+
+    def encoder_call(self, wave: Waveform) -> Callable[[], object]:
+        """A call that runs the acoustic model alone on the features of one wave, to be timed."""
+        check_waves([wave])
+        features = collate([self.frontend(self._filled(wave))], self.frontend.padding_value)
+        return lambda: self.acoustic(*features)
 
     def _decode_long(self, blocks: Iterable[Waveform]) -> Decoded:
         stream = self.decoder.stream(self.tokenizer)

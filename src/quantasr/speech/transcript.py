@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -68,4 +68,8 @@ class Transcriber(Protocol):
 
     def transcribe_file(self, path: str | Path, *, start: float = 0.0, duration: float | None = None) -> Transcript:
         """Transcribe an audio file of any rate and channel count, or a segment of it; times count from ``start``."""
+        ...
+
+    def encoder_call(self, wave: Waveform) -> Callable[[], object]:
+        """A call that runs the encoder alone on the features of one wave, to be timed."""
         ...
