@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantasr.speech.ctc import AcousticModel, CtcTranscriber
+from quantasr.speech.ctc import GREEDY, AcousticModel, CtcTranscriber
+from quantasr.speech.decoding import CtcDecoder
 from quantasr.speech.frontend import Frontend, collate
 from quantasr.speech.tokenizer import CtcTokenizer
 from quantasr.speech.transcript import Transcriber, Waveform
@@ -100,11 +101,13 @@ class CtcModel(AsrModel):
 
     ``graph`` is what is exported: ``graph(features) -> logprobs``, and where ``padded_batches``,
     ``graph(features, lengths) -> (logprobs, frame_counts)``, with ``logprobs`` ``[batch, frames, vocabulary]``.
-    ``frame_seconds`` is the time between two rows of ``logprobs``.
+    ``frame_seconds`` is the time between two rows of ``logprobs``. ``own_decoder`` is the way to the text that the
+    model brings along.
     """
 
     tokenizer: CtcTokenizer
     frame_seconds: float
+    own_decoder: CtcDecoder = field(default=GREEDY, kw_only=True)
 
     decoder: ClassVar[str] = "ctc"
 
@@ -117,6 +120,7 @@ class CtcModel(AsrModel):
             "name": self.name,
             "frame_seconds": self.frame_seconds,
             "min_samples": self.min_samples,
+            "decoder": self.own_decoder,
         }
         return CtcTranscriber(acoustic or TorchAcousticModel(self), self.frontend, self.tokenizer, **defaults | options)
 

@@ -6,7 +6,7 @@ import gzip
 import weakref
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -35,10 +35,15 @@ class BeamDecoder:
 
     ``lm`` is an ARPA or KenLM binary file; without it this is a plain search over prefixes. ``unigrams`` are the known
     words, read from the file when it is an ARPA: a beginning of no known word pays ``unk_penalty`` (nats) while it is
-    one, a finished unknown word pays it (in powers of ten) on top of its probability. ``hotwords`` gain
-    ``hotword_weight`` each. Tokens below ``min_token_logp`` and beams ``prune_logp`` below the best are dropped.
-    Special tokens are never written. Long recordings are searched in parts of one to two ``segment_frames``, cut in
-    pauses; the n-gram's context goes on across them. Raises EngineError when the libraries are not installed.
+    one, a finished unknown word pays it (in powers of ten) on top of its probability. With none at all (empty, not
+    None) every beginning pays, and of the finished words those that the n-gram lacks. ``sentence_start`` and
+    ``sentence_end`` say whether the n-gram sees these. ``hotwords`` gain ``hotword_weight`` each.
+
+    Tokens below ``min_token_logp`` and beams ``prune_logp`` below the best are dropped; frames whose blank is above
+    ``blank_skip_logp``, if given, are left out. ``prune_history`` drops beams alike over the n-gram's whole history, or
+    without one, in their last word; by default only with an n-gram. Special tokens are never written. Long recordings
+    are searched in parts of one to two ``segment_frames``, cut in pauses; the n-gram's context goes on across them.
+    Raises EngineError when the libraries are not installed.
     """
 
     beam_width: int = 64
@@ -51,6 +56,10 @@ class BeamDecoder:
     unk_penalty: float = -10.0
     prune_logp: float = -10.0
     min_token_logp: float = -5.0
+    sentence_start: bool = True
+    sentence_end: bool = True
+    blank_skip_logp: float | None = None
+    prune_history: bool | None = None
     segment_frames: int = 1500
 
     def __post_init__(self) -> None:
@@ -59,9 +68,18 @@ class BeamDecoder:
                 raise RecipeError(f"beam search: {name} is {getattr(self, name)}; it must be at least 1")
         if self.lm is not None and not Path(self.lm).is_file():
             raise ModelLoadError(f"language model {self.lm}: no such file; give an ARPA or KenLM binary file")
-        if self.unigrams is not None and self.lm is None:
+        if self.unigrams and self.lm is None:
             raise RecipeError("beam search: unigrams need a language model; to favour words without one, use hotwords")
+        for name in ("unigrams", "hotwords"):
+            # JSON has lists, and a frozen dataclass must be hashable.
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         _libraries()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary of all but the language model's file; ``BeamDecoder(**row, lm=...)`` reads it."""
+        row = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "lm"}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in row.items()}
 
     def stream(self, tokenizer: CtcTokenizer) -> BeamStream:
         """Begin a recording; the language model is loaded with the first one."""
@@ -199,6 +217,11 @@ class _Search:
         options = self.options
         logprobs = np.maximum(logprobs[:, : len(self.tokenizer)], -100.0)
         logprobs[:, self._never] = -100.0
+        limit = np.inf if options.blank_skip_logp is None else options.blank_skip_logp
+        kept = np.flatnonzero(logprobs[:, self.tokenizer.blank_id] <= limit)
+        logprobs = logprobs[kept]
+        if not len(kept):
+            return [], 0.0, state
         with self._lock:
             if self._words is not None:
                 self._words.last_part = last
@@ -207,13 +230,15 @@ class _Search:
                 beam_width=options.beam_width,
                 beam_prune_logp=options.prune_logp,
                 token_min_logp=options.min_token_logp,
-                # Beams alike over the n-gram's whole history: without an n-gram there is no such thing.
-                prune_history=self._words is not None,
+                prune_history=self._words is not None if options.prune_history is None else options.prune_history,
                 hotwords=options.hotwords,
                 hotword_weight=options.hotword_weight,
                 lm_start_state=state,
             )
-        return _best(beams)
+        words, logprob, state = _best(beams)
+        # Back to the frames as they were before some were left out.
+        spans = [WordSpan(text, int(kept[start]), int(kept[end - 1]) + 1) for text, start, end in words]
+        return spans, logprob, state
 
 
 def _best(beams: Sequence[Any]) -> tuple[list[WordSpan], float, Any]:
@@ -267,11 +292,14 @@ class _WordModel:
             )
 
     def get_start_state(self) -> Any:
-        """The state at a sentence's beginning."""
+        """The state before the first word."""
         import kenlm
 
         state = kenlm.State()
-        self._model.BeginSentenceWrite(state)
+        if self._options.sentence_start:
+            self._model.BeginSentenceWrite(state)
+        else:
+            self._model.NullContextWrite(state)
         return state
 
     def score(self, state: Any, word: str, is_last_word: bool = False) -> tuple[float, Any]:
@@ -282,10 +310,10 @@ class _WordModel:
         if word:
             after = kenlm.State()
             score = self._model.BaseScore(state, word, after)
-            unknown = word not in self._model or (self._known is not None and word not in self._known_set)
+            unknown = word not in self._model or (bool(self._known) and word not in self._known_set)
         else:
             after, score, unknown = state, 0.0, False
-        if is_last_word and self.last_part:
+        if is_last_word and self.last_part and self._options.sentence_end:
             score += self._model.BaseScore(after, "</s>", kenlm.State())
         if unknown:
             score += self._options.unk_penalty
@@ -303,7 +331,7 @@ class _WordModel:
 
 
 def read_unigrams(path: Path) -> list[str] | None:
-    """The words of an ARPA file, plain or gzipped; None for KenLM's binary form, which does not list them."""
+    """The words of an ARPA file, plain or gzipped, but for marks; None for KenLM's binary form, which lists none."""
     with path.open("rb") as file:
         magic = file.read(9)
     if magic.startswith(b"mmap lm"):

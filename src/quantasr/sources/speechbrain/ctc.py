@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import CtcModel, evaluating
+from quantasr.sources.speechbrain.decoding import blank_of, read_decoder, word_delimiter
 from quantasr.sources.speechbrain.features import is_features, is_normalization, read_frontend, wave_frontend
 from quantasr.sources.speechbrain.interface import load_errors, quiet
 from quantasr.sources.speechbrain.rewrites import rewrite
@@ -100,7 +100,10 @@ def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBr
         graph = CtcGraph(modules, head)
         samples, rows = _least_samples(where, graph, frontend)
         outputs = rows.shape[-1]
-        tokenizer = read_tokenizer(where, interface.tokenizer, outputs, _blank(where, interface, outputs))
+        decoding = interface.decoding_function
+        blank = blank_of(where, decoding, outputs)
+        tokenizer = read_tokenizer(where, interface.tokenizer, outputs, blank, word_delimiter(decoding))
+        decoder = read_decoder(where, decoding)
         seconds = _frame_seconds(graph, frontend)
     return SpeechBrainCtc(
         name=str(provenance.get("name") or Path(where).name),
@@ -115,6 +118,7 @@ def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBr
         min_samples=samples,
         rewrite=rewrite,
         provenance={**provenance, "architecture": "EncoderASR", "parameters": _parameters(modules)},
+        own_decoder=decoder,
         interface=interface,
     )
 
@@ -182,22 +186,6 @@ def _use_eager_attention(modules: nn.Module) -> None:
     for part in modules.modules():
         if isinstance(part, PreTrainedModel):
             part.set_attn_implementation("eager")
-
-
-def _blank(where: str, interface: Any, outputs: int) -> int:
-    """The blank that the model's own decoding takes out."""
-    decoding = interface.decoding_function
-    if isinstance(decoding, functools.partial):
-        name = getattr(decoding.func, "__name__", type(decoding.func).__name__)
-        if name != "ctc_greedy_decode":
-            raise ModelLoadError(f"{where}: decoding_function {name} is unknown; known is ctc_greedy_decode")
-        # The function takes it in a place too.
-        blank = int(decoding.keywords.get("blank_id", -1))
-    else:
-        blank = int(decoding.blank_index)
-    if not -outputs <= blank < outputs:
-        raise ModelLoadError(f"{where}: blank {blank} is not among the model's {outputs} outputs")
-    return blank % outputs
 
 
 def _run(graph: CtcGraph, frontend: Frontend, samples: int) -> Tensor:

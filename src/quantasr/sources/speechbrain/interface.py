@@ -63,7 +63,7 @@ def open_interface(where: str, *, revision: str | None, trust: bool) -> Any:
     from speechbrain.inference.interfaces import pretrained_from_hparams
     from speechbrain.utils.fetching import FetchConfig, LocalStrategy
 
-    with load_errors(where), quiet(), _hub_cache():
+    with load_errors(where), quiet(), _hub_cache(), _quiet_kenlm():
         interface = pretrained_from_hparams(
             cls=make_interface,
             source=str(folder.absolute()) if folder.is_dir() else where,
@@ -202,3 +202,26 @@ def _hub_cache() -> Iterator[None]:
     finally:
         HFTransformersInterface.__init__ = make
         HFTransformersInterface.load_feature_extractor = load
+
+
+@contextmanager
+def _quiet_kenlm() -> Iterator[None]:
+    """Keep KenLM, which SpeechBrain gives no options, from drawing a bar while it reads an ARPA file."""
+    try:
+        import kenlm
+    except ImportError:  # SpeechBrain says so where it needs it
+        yield
+        return
+    make = kenlm.Model
+
+    def model(path: str, *arguments: Any) -> Any:
+        config = kenlm.Config()
+        config.show_progress = False
+        config.arpa_complain = kenlm.ARPALoadComplain.NONE
+        return make(path, *(arguments or (config,)))
+
+    kenlm.Model = model
+    try:
+        yield
+    finally:
+        kenlm.Model = make

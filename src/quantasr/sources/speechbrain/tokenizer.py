@@ -10,7 +10,7 @@ from quantasr.sources.pieces import read_pieces
 from quantasr.speech.tokenizer import CtcTokenizer
 
 
-def read_tokenizer(where: str, tokenizer: Any, outputs: int, blank_id: int) -> CtcTokenizer:
+def read_tokenizer(where: str, tokenizer: Any, outputs: int, blank_id: int, delimiter: str) -> CtcTokenizer:
     """The tokens of a model with so many outputs, whose text is that of SpeechBrain without spaces around it.
 
     Raises :class:`ModelLoadError` when the tokenizer is of another kind, or was not loaded.
@@ -19,7 +19,7 @@ def read_tokenizer(where: str, tokenizer: Any, outputs: int, blank_id: int) -> C
     from speechbrain.dataio.encoder import CTCTextEncoder
 
     if isinstance(tokenizer, CTCTextEncoder):
-        return _labels(where, tokenizer, outputs, blank_id)
+        return _labels(where, tokenizer, outputs, blank_id, delimiter)
     if isinstance(tokenizer, sentencepiece.SentencePieceProcessor):
         return _pieces(where, tokenizer, outputs, blank_id)
     raise ModelLoadError(
@@ -27,14 +27,14 @@ def read_tokenizer(where: str, tokenizer: Any, outputs: int, blank_id: int) -> C
     )
 
 
-def _labels(where: str, tokenizer: Any, outputs: int, blank_id: int) -> CtcTokenizer:
+def _labels(where: str, tokenizer: Any, outputs: int, blank_id: int, delimiter: str) -> CtcTokenizer:
     labels = {int(i): str(label) for i, label in tokenizer.ind2lab.items()}
     if not labels:
         raise ModelLoadError(f"{where}: its tokenizer has no labels: list it in the pretrainer's loadables")
     return CtcTokenizer(
         tokens=tuple(_named([labels.get(i) for i in range(outputs)])),
         blank_id=blank_id,
-        word_delimiter=" ",
+        word_delimiter=delimiter,
         special_ids=frozenset({blank_id}),
         kind="characters",
     )

@@ -188,10 +188,10 @@ class MelDecibelFrontend:
         """The DCT-II, ``[filters, num_ceps]``."""
         bins = len(self.centres)
         found: NDArray[np.float64] = np.cos(np.pi / bins * np.outer(np.arange(bins) + 0.5, np.arange(self.num_ceps)))
-        if not self.orthonormal:
-            return 2.0 * found
-        found[:, 0] /= np.sqrt(2.0)
-        return found * np.sqrt(2.0 / bins)
+        if self.orthonormal:
+            found[:, 0] /= np.sqrt(2.0)
+        found *= float(np.sqrt(2.0 / bins)) if self.orthonormal else 2.0
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
