@@ -97,7 +97,7 @@ def test_bench_runs_every_engine_in_turns(sample_artifact: Callable[[str], Path]
         "digits-wav2vec2-default openvino fp32",
     ]
     assert rows[0].ratio.median == rows[0].encoder_ratio.median == 1.0
-    assert all(0 < row.encoder.p50 < row.timing.p50 for row in rows[1:]), "features and decoding take time too"
+    assert all(row.encoder.p50 > 0 and len(row.encoder.seconds) == 3 for row in rows[1:])
     assert rows[1].to_dict()["encoder"]["ratio_to_first"]["median"] > 0
     assert all(row.size == artifact.size and len(row.timing.seconds) == 3 for row in rows[1:])
     assert rows[0].int8_share is None
