@@ -20,8 +20,8 @@ The sample's convolutions reach it, and cost it 0.3 points of WER.
 
 RULE = (
     "A part is left float if its KL divergence is above the limit (--max-kl), if the 95 % interval of its WER "
-    "difference lies above zero, or if it is slower in int8 (the middle half of its time ratios lies above 1). "
-    "Otherwise it is quantized."
+    "difference lies above zero, if it is slower in int8 (the middle half of its time ratios lies above 1), if the "
+    "engine has no int8 for it, or if nothing that was compared depends on it. Otherwise it is quantized."
 )
 """How the advice is decided, for the people who read it."""
 
@@ -41,6 +41,11 @@ class Harm:
     wer: PairedComparison | None = None
 
     @property
+    def unseen(self) -> bool:
+        """Whether nothing that was compared depends on it, as log-probs of a decoder on what only its search asks."""
+        return self.kl == 0 and self.wer is None
+
+    @property
     def worse(self) -> bool:
         """Whether the error rate has risen for certain: its interval lies above zero."""
         return self.wer is not None and self.wer.interval[0] > 0
@@ -56,7 +61,7 @@ class Part:
     """One group of layers, alone in int8, or several together.
 
     ``macs`` is its share of all multiply-accumulates. ``time`` is the whole model's time with it in int8 ÷ float; None
-    where it was not measured, for ``why_no_time``. ``advice`` is empty for sums of groups.
+    where it was not measured; ``why_no_time`` then says why the engine has no int8 for it, or is empty.
     """
 
     name: str
@@ -81,7 +86,8 @@ class Part:
     @property
     def leave_float(self) -> bool:
         """What :data:`RULE` says."""
-        return self.harm.kl > self.max_kl or self.harm.worse or self.slower
+        harmful = self.harm.kl > self.max_kl or self.harm.worse or self.harm.unseen
+        return harmful or self.slower or bool(self.why_no_time)
 
     @property
     def gain(self) -> str:
@@ -103,7 +109,9 @@ class Part:
             costs.append(f"costs {100 * self.harm.wer.difference:.2f} points of WER")
         if self.harm.kl > self.max_kl:
             costs.append(f"KL {self.harm.kl:.2g} > {self.max_kl:g}")
-        words = ", ".join(word for word in (*costs, self.gain) if word)
+        if self.harm.unseen:
+            costs.append("only WER can show what it does")
+        words = ", ".join(word for word in (*costs, self.why_no_time or self.gain) if word)
         return f"{'leave float' if self.leave_float else 'quantize'}{': ' if words else ''}{words}"
 
     def to_dict(self) -> dict[str, Any]:

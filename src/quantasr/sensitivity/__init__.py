@@ -213,7 +213,7 @@ def _part(
     harm: Harm,
 ) -> Part:
     """A row of the table."""
-    time = "it was not asked for" if timer is None else timer.ratio(paths)
+    time = "" if timer is None else timer.ratio(paths)
     layers = [path for path in paths if path in found.kinds]
     # A product's path is that of the module that it happens in, and the operation.
     modules = {*layers, *(path.rpartition(".")[0] for path in paths if path not in found.kinds)}

@@ -15,7 +15,7 @@ from quantasr.progress import track
 from quantasr.sources.asr_model import AsrModel, CtcModel, Paths
 from quantasr.speech.decoding import decode
 from quantasr.speech.manifest import Utterance, require_texts
-from quantasr.speech.scoring import compare_scores, score
+from quantasr.speech.scoring import Score, compare_scores, score
 from quantasr.speech.text import normalizer as find_normalizer
 from quantasr.speech.transcript import Waveform
 
@@ -58,7 +58,8 @@ def compare(
     A recording at a time, so that memory grows with neither their number nor that of variants. With ``texts``, the
     error rates of the texts are compared as well. Raises :class:`AudioError` when no recording can be read.
     """
-    tallies = {name: _Tally() for name in ("", *variants)}
+    tallies = {name: _Tally() for name in variants}
+    original: list[str] = []
     used: list[Utterance] = []
     failures: dict[str, str] = {}
     for utterance in track(utterances, "comparing", total=len(utterances), show=progress):
@@ -71,7 +72,7 @@ def compare(
         start = wave[: round(WINDOW_SECONDS * model.sample_rate)]
         paths = model.paths([start])
         expected, text = _hear(model, wave, start, paths, texts)
-        tallies[""].texts.append(text)
+        original.append(text)
         for name, quantized in variants.items():
             with quantized():
                 found, text = _hear(model, wave, start, paths, texts)
@@ -83,15 +84,15 @@ def compare(
     if not used:
         first = next(iter(failures.values()))
         raise AudioError(f"none of {len(failures)} recordings can be read; the first: {first}")
-    scores = {}
-    if texts:
-        normalize = find_normalizer(normalizer)
-        references = [normalize(reference) for reference in require_texts(used)]
-        scores = {name: score(references, [normalize(text) for text in tally.texts]) for name, tally in tallies.items()}
+    normalize = find_normalizer(normalizer)
+    references = [normalize(text) for text in require_texts(used)] if texts else []
+
+    def scored(hypotheses: Sequence[str]) -> Score:
+        return score(references, [normalize(text) for text in hypotheses])
+
     harms = {}
-    for name in variants:
-        tally = tallies[name]
-        wer = compare_scores(scores[""], scores[name]) if texts else None
+    for name, tally in tallies.items():
+        wer = compare_scores(scored(original), scored(tally.texts)) if texts else None
         harms[name] = Harm(tally.frames, tally.kl / tally.frames, tally.same / tally.frames, wer)
     return Compared(harms, used, failures)
 

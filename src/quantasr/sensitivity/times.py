@@ -74,7 +74,7 @@ class GraphTimer:
         """See :class:`Timer`."""
         inside = self._graphed.intersection(paths)
         if not inside:
-            return "only PyTorch's own int8 quantizes it (--engine torch)"
+            return "only --engine torch has int8 for it"
         calls = {"int8": self._load(inside), "float": self._float}
         times = _turn(self._float, self._seconds)
         calls = {name: partial(_repeat, call, times) for name, call in calls.items()}
@@ -144,7 +144,7 @@ class NativeTimer:
         plan.dynamic = {path: layer for path, layer in chosen.plan.dynamic.items() if path in paths}
         if not plan.layers and not plan.dynamic:
             reasons = {chosen.reasons[path] for path in paths if path in chosen.reasons}
-            return "; ".join(sorted(reasons)) or "PyTorch's own int8 does not quantize it"
+            return "; ".join(sorted(reasons)) or "PyTorch has no int8 for it"
         with self._study.detached():
             return self._time(plan, self._rounds)
 
