@@ -5,6 +5,7 @@ graph.onnx        the QDQ graph; large weights lie beside it in graph.onnx.data
 tokenizer.json    vocabulary and rules of the text; not where a model for PyTorch's own int8 searches text itself
 layers.json       what was done with each layer, and why some stayed float
 calibration.json  fingerprints of the calibration speech
+lm.*              the n-gram of the beam search that the model brings, if it has one
 recipe.toml       the recipe, ready to be edited and used again
 
 A model for PyTorch's own int8 has, in the place of the graph:
@@ -36,6 +37,8 @@ from typing import Any
 import numpy as np
 
 from quantasr.errors import ArtifactError
+from quantasr.speech.ctc import GREEDY
+from quantasr.speech.decoding import CtcDecoder
 from quantasr.speech.frontend import Frontend, frontend_from_dict
 from quantasr.speech.tokenizer import CtcTokenizer
 from quantasr.version import __version__
@@ -59,6 +62,8 @@ class Artifact:
 
     ``parity`` and ``measured`` are the figures found when it was made; ``compute`` and ``engine`` are what the recipe
     wants, each perhaps ``auto``. Only CTC models have a ``tokenizer``, and ``frame_seconds`` other than 0.
+    ``decoding`` holds the options of the beam search that the model brings, with the name of its n-gram's file as
+    ``lm``; empty for greedy.
     """
 
     folder: Path
@@ -74,6 +79,7 @@ class Artifact:
     provenance: dict[str, Any]
     parity: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
+    decoding: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -119,6 +125,20 @@ class Artifact:
             return 1
         return max(1, len(self.frontend(np.zeros(max(self.min_samples, self.frontend.sample_rate // 2), np.float32))))
 
+    def own_decoder(self) -> CtcDecoder:
+        """The decoder that the model brings; raises EngineError where the libraries of its beam search are missing."""
+        if not self.decoding:
+            return GREEDY
+        from quantasr.speech.beam import BeamDecoder
+
+        lm = self.decoding.get("lm")
+        if lm is not None and lm not in self.files:
+            raise ArtifactError(f"{self.folder}: lists no language model {lm!r}: make the artifact again")
+        try:
+            return BeamDecoder(**{**self.decoding, "lm": None if lm is None else self.folder / lm})
+        except TypeError as error:
+            raise ArtifactError(f"{self.folder}: decoding: {error}; was it written by a newer version?") from error
+
     def layers(self) -> list[dict[str, Any]]:
         """A row for each layer of the model: path, kind, how it is quantized or why not."""
         rows: list[dict[str, Any]] = _parse_json(self.folder / LAYERS, _read_text(self.folder / LAYERS))
@@ -159,6 +179,7 @@ class Artifact:
                 frontend=frontend_from_dict(row["frontend"]),
                 tokenizer=_read_tokenizer(folder) if row["decoder"] == "ctc" else None,
                 **{key: row[key] for key in _PLAIN},
+                decoding=row.get("decoding", {}),
                 files=row["files"],
             )
         except ArtifactError as error:
@@ -171,6 +192,7 @@ class Artifact:
             "quantasr": __version__,
             **{key: getattr(self, key) for key in _PLAIN},
             "frontend": self.frontend.to_dict(),
+            "decoding": self.decoding,
             "files": {
                 path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
                 for path in sorted(self.folder.iterdir())
@@ -312,7 +334,8 @@ def _sync(folder: Path) -> None:
 
 
 def _check_types(path: Path, row: dict[str, Any]) -> None:
-    for key, kind in {**_PLAIN, "frontend": dict, "files": dict}.items():
+    optional = {"decoding": dict} if "decoding" in row else {}  # older artifacts have none
+    for key, kind in {**_PLAIN, **optional, "frontend": dict, "files": dict}.items():
         if key not in row:
             raise ArtifactError(f"{path}: lacks {key!r}: make the artifact again")
         if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):

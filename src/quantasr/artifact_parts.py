@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from quantasr.artifact import CALIBRATION, LAYERS, TOKENIZER, Artifact
 from quantasr.quantize import Prepared
 from quantasr.sources import CtcModel
+from quantasr.speech.beam import BeamDecoder
+from quantasr.speech.decoding import CtcDecoder
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.manifest.fingerprint import fingerprints
 from quantasr.speech.transcript import Waveform
@@ -43,6 +46,9 @@ def write_parts(
     model = prepared.model
     if isinstance(model, CtcModel):
         write_json(folder / TOKENIZER, model.tokenizer.to_dict())
+        lm = model.own_decoder.lm if isinstance(model.own_decoder, BeamDecoder) else None
+        if lm is not None:
+            shutil.copyfile(lm, folder / _lm_name(lm))
     write_json(folder / LAYERS, list(rows))
     write_json(folder / CALIBRATION, fingerprints(utterances))
     (folder / "recipe.toml").write_text(prepared.recipe.dumps(), "utf-8")
@@ -73,7 +79,19 @@ def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: in
         recipe=recipe.to_dict(),
         provenance=provenance,
         parity=parity,
+        decoding=_decoding(ctc.own_decoder) if ctc else {},
     )
+
+
+def _decoding(decoder: CtcDecoder) -> dict[str, Any]:
+    """The options of a beam search, and its n-gram by the name that it has in the folder; nothing for greedy."""
+    if not isinstance(decoder, BeamDecoder):
+        return {}
+    return {**decoder.to_dict(), "lm": None if decoder.lm is None else _lm_name(decoder.lm)}
+
+
+def _lm_name(lm: str | Path) -> str:
+    return f"lm{Path(lm).suffix}"
 
 
 def write_json(path: Path, row: Any) -> None:

@@ -47,6 +47,8 @@ class ArtifactTranscriber(CtcTranscriber):
             "min_samples": artifact.min_samples,
         }
         assert artifact.tokenizer is not None
+        if "decoder" not in options:
+            defaults["decoder"] = artifact.own_decoder()
         acoustic = EngineAcousticModel(engine, artifact.padded_batches)
         super().__init__(acoustic, artifact.frontend, artifact.tokenizer, **(defaults | options))
         self.artifact = artifact
