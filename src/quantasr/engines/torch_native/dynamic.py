@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -160,6 +161,12 @@ class RecurrentModule(nn.Module):
         if name in self.__dict__.get("integers", {}):
             return self.integers[name].real()
         return super().__getattr__(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecurrentModule:
+        memo[id(self._packed)], memo[id(self.integers)] = self._packed, self.integers  # these never change
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(deepcopy(self.__dict__, memo))
+        return twin
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the weights are packed."""

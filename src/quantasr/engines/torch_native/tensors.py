@@ -109,6 +109,9 @@ class PackedWeight(_Flowing):
         out.kernel = kernel
         return out
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
+        return PackedWeight(self.shape, self.kernel)  # a kernel never changes; PyTorch would copy the float values
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"PackedWeight({self.kernel})"
 
