@@ -53,6 +53,19 @@ def tiny_nemo_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 
 @pytest.fixture(scope="session")
+def tiny_speechbrain_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny SpeechBrain CTC model by its name in :data:`tiny_speechbrain.VARIANTS`. Read it only."""
+
+    @cache
+    def folder(name: str) -> Path:
+        import tiny_speechbrain
+
+        return tiny_speechbrain.save(name, tmp_path_factory.mktemp(name))
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sample_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The artifact of the sample by a built-in recipe's name (default, fast), made once. Read it only."""
 
@@ -97,8 +110,17 @@ def quantasr_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_hf_folder: Callable[[str], Path], tiny_nemo_file: Callable[[str], Path]) -> Callable[[str], Path]:
-    """Where the tiny model of a name, of whichever source, was saved."""
+def tiny_model(
+    tiny_hf_folder: Callable[[str], Path],
+    tiny_nemo_file: Callable[[str], Path],
+    tiny_speechbrain_folder: Callable[[str], Path],
+) -> Callable[[str], Path]:
+    """Where the tiny model of a name, of whichever source, was saved; SpeechBrain's need trust."""
     import tiny_hf
 
-    return lambda name: (tiny_hf_folder if name in tiny_hf.VARIANTS else tiny_nemo_file)(name)
+    def place(name: str) -> Path:
+        if name.startswith("sb-"):
+            return tiny_speechbrain_folder(name)
+        return (tiny_hf_folder if name in tiny_hf.VARIANTS else tiny_nemo_file)(name)
+
+    return place

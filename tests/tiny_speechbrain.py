@@ -149,6 +149,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sb-crdnn-ligru": {"rnn": "LiGRU"},
 }
 
+NOT_EXPORTED = {"sb-crdnn-ligru"}
+
 
 def yaml_of(name: str, **changes: Any) -> str:
     """The ``hyperparams.yaml`` of a variant."""
@@ -170,7 +172,7 @@ def save(name: str, folder: Path, **changes: Any) -> Path:
         _save_lobe(lobe, folder / "wav2vec2")
     hparams = load_hyperpyyaml(text, {"pretrained_path": str(folder)} if lobe else None)
     encoder = hparams["modules"]["encoder"].eval()
-    shake(encoder)
+    shake(encoder, gain=1.0 if lobe else 2.5)
     for key, part in hparams["pretrainer"].loadables.items():
         if isinstance(part, CTCTextEncoder):
             part.update_from_iterable(LABELS[1:], sequence_input=False)
@@ -185,8 +187,8 @@ def save(name: str, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def shake(module: torch.nn.Module) -> None:
-    """Make a fresh model's output depend on all of it."""
+def shake(module: torch.nn.Module, gain: float) -> None:
+    """Make a fresh model's output depend on all of it, and more on what it hears."""
     with torch.no_grad():
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
             # Fresh norms are the identity, fresh biases zero and fresh statistics 0 and 1: all would hide mistakes.
@@ -196,6 +198,8 @@ def shake(module: torch.nn.Module) -> None:
                 continue
             elif tensor.ndim == 1 and tensor.is_floating_point():
                 tensor.add_(torch.randn_like(tensor) * 0.1)
+            elif tensor.ndim > 1:
+                tensor.mul_(gain)
 
 
 def _save_lobe(name: str, folder: Path) -> None:

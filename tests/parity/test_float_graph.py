@@ -11,6 +11,7 @@ import onnx
 import pytest
 import tiny_hf
 import tiny_nemo
+import tiny_speechbrain
 from numpy.typing import NDArray
 
 from quantasr import load_model
@@ -32,11 +33,16 @@ class Exported(NamedTuple):
     original: list[NDArray[np.float32]]
 
 
-@pytest.fixture(scope="module", params=[*tiny_hf.VARIANTS, *tiny_nemo.VARIANTS, *tiny_nemo.NOT_RUN_BY_NEMO])
+SPEECHBRAIN = [name for name in tiny_speechbrain.VARIANTS if name not in tiny_speechbrain.NOT_EXPORTED]
+
+
+@pytest.fixture(
+    scope="module", params=[*tiny_hf.VARIANTS, *tiny_nemo.VARIANTS, *tiny_nemo.NOT_RUN_BY_NEMO, *SPEECHBRAIN]
+)
 def exported(
     request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
-    model = load_model(tiny_model(request.param))
+    model = load_model(tiny_model(request.param), trust=request.param in SPEECHBRAIN)
     # At the length of the trace itself, so that anything that is cached by length would be frozen into the graph.
     model.transcriber().logprobs(tiny_hf.speech(1.5))
     waves = [*SPEECH, SPEECH[0][: model.min_samples]]
