@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_KL = 0.001
 """KL divergence per frame, in nats, above which a part is left float.
 
-The sample's convolutions reach it, and cost it 0.3 points of WER.
+The sample's first convolutions are at 0.008, and cost it 0.3 points of WER; no other part of it reaches 0.0002.
 """
 
 RULE = (
