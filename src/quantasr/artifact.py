@@ -334,7 +334,7 @@ def _sync(folder: Path) -> None:
 
 
 def _check_types(path: Path, row: dict[str, Any]) -> None:
-    optional = {"decoding": dict} if "decoding" in row else {}  # older artifacts have none
+    optional: dict[str, type] = {"decoding": dict} if "decoding" in row else {}  # older artifacts have none
     for key, kind in {**_PLAIN, **optional, "frontend": dict, "files": dict}.items():
         if key not in row:
             raise ArtifactError(f"{path}: lacks {key!r}: make the artifact again")

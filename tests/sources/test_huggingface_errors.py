@@ -67,7 +67,7 @@ def test_a_file_instead_of_a_folder(folder: Path) -> None:
 
 
 def test_an_unknown_source(folder: Path) -> None:
-    with pytest.raises(ModelLoadError, match="source 'kaldy' is unknown: choose one of auto, nemo, speechbrain, huggingface"):
+    with pytest.raises(ModelLoadError, match="source 'kaldy' is unknown: choose one of auto, nemo, speechbrain, hug"):
         load_model(folder, source="kaldy")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +19,17 @@ KINDS = ("characters", "pieces")
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 """How SentencePiece names the pieces that stand for one byte of a character that it has no piece for."""
+
+_EACH_BYTE = "quantasr.each_byte"
+
+
+def _mark_each_byte(error: UnicodeError) -> tuple[str, int]:
+    """SentencePiece puts a mark for each byte that is part of no character, and Python one for several."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(_EACH_BYTE, _mark_each_byte)
 
 # Joins that the clean-up of transformers' older tokenizers makes, in its order.
 _CLEAN_UP = (
@@ -146,11 +158,11 @@ class CtcTokenizer:
                 spelt.append(int(byte[1], 16))
                 continue
             if spelt:
-                yield spelt.decode("utf-8", "replace"), first, last
+                yield spelt.decode("utf-8", _EACH_BYTE), first, last
                 spelt.clear()
             yield self.token(i), start, end
         if spelt:
-            yield spelt.decode("utf-8", "replace"), first, last
+            yield spelt.decode("utf-8", _EACH_BYTE), first, last
 
     def _attach_punctuation(self, words: list[WordSpan]) -> list[WordSpan]:
         """Words that begin with a punctuation mark belong to the one before, as in the text."""

@@ -223,6 +223,7 @@ def _least_samples(where: str, graph: CtcGraph, frontend: Frontend) -> tuple[int
             continue
         if found.ndim == 3 and found.shape[1] >= 2:
             return samples, found
+        problem = None
     if problem is not None:
         raise problem
     raise ModelLoadError(f"{where}: its encoder does not give a row of outputs every few frames, as CTC needs")

@@ -12,8 +12,11 @@ from torch import nn
 from quantasr.errors import ArtifactError, AudioError, ModelLoadError
 from quantasr.speech.frontend import Frontend, MelDecibelFrontend, WaveFrontend
 
-TOLERANCE = 1e-3
-"""Largest difference between our features and SpeechBrain's on a second of noise."""
+TOLERANCE = 1e-2
+"""Largest difference between our features and SpeechBrain's on a second of noise.
+
+Its float32 FFT is off by up to 1e-3 dB where one bin is a million times weaker than others; what is set up in another
+way differs by far more."""
 
 
 def is_features(layer: nn.Module) -> bool:

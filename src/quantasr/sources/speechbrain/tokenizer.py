@@ -30,7 +30,7 @@ def read_tokenizer(where: str, tokenizer: Any, outputs: int, blank_id: int, deli
 def _labels(where: str, tokenizer: Any, outputs: int, blank_id: int, delimiter: str) -> CtcTokenizer:
     labels = {int(i): str(label) for i, label in tokenizer.ind2lab.items()}
     if not labels:
-        raise ModelLoadError(f"{where}: its tokenizer has no labels: list it in the pretrainer's loadables")
+        raise ModelLoadError(f"{where}: its tokenizer has no labels: is its file missing, or not loaded?")
     return CtcTokenizer(
         tokens=tuple(_named([labels.get(i) for i in range(outputs)])),
         blank_id=blank_id,
