@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hand_graphs import node, save, weight
 
@@ -71,6 +72,36 @@ def test_matrix_products(tmp_path: Path) -> None:
     )
     assert found["/a/MatMul"] == 1512
     assert found["/b/MatMul"] == 2646
+
+
+def test_recurrent_layers(tmp_path: Path) -> None:
+    nodes = [
+        node("LSTM", "features w r b", "/rnn/LSTM", hidden_size=5, direction="bidirectional"),  # [steps, 2, batch, 5]
+        node("Transpose", "/rnn/LSTM", "/rnn/Transpose", perm=[2, 0, 1, 3]),
+        node("Reshape", "/rnn/Transpose shape", "logprobs"),
+    ]
+    constants = {"w": weight(2, 20, 3), "r": weight(2, 20, 5), "b": weight(2, 40)}
+    constants["shape"] = np.array([0, 0, 10])
+    path = save(tmp_path / "g.onnx", nodes, ["time", "batch", 3], constants)
+    found = products(path, {"features": (7, 2, 3)})
+    (name,) = found
+    assert name.startswith("/rnn/LSTM"), "the path of the layer, which OpenVINO drops"
+    # Two directions of four gates, each of 5 rows, multiply 3 inputs and 5 states, for 7 steps of 2 recordings.
+    assert found[name] == Product(7 * 2 * 2 * 4 * 5 * (3 + 5), found[name].readers, recurrent=True)
+
+
+def test_recurrent_layers_go_to_their_kernels_in_order() -> None:
+    found = {f"/rnn/LSTMSequence_{i}": Product(10 + i, recurrent=True) for i in (7, 3)}
+    kernels = [
+        ("/rnn/LSTM", ["/rnn/LSTM"]),
+        ("LSTMSequence_9_abc_bac_x", []),
+        ("/rnn/LSTM_1", ["/rnn/LSTM_1"]),
+    ]
+    one_each = share_out([(ExecutedOp(name, "k", "fp32", 0.0), names) for name, names in kernels], found)
+    assert [op.covers for op in one_each] == [{"/rnn/LSTMSequence_7": 17}, {}, {"/rnn/LSTMSequence_3": 13}]
+    split = [(ExecutedOp(f"LSTMSequence_{i}", "k", "bf16", 0.0), []) for i in range(4)]  # a kernel a direction
+    assert [bool(op.covers) for op in share_out(split, found)] == [True, False, True, False]
+    assert [op.precision for op in share_out([], found)] == ["unknown", "unknown"]
 
 
 def test_impossible_shapes_are_one_line(tmp_path: Path) -> None:

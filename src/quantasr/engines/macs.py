@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -22,9 +23,16 @@ _EPILOGUES = {
 }
 
 
+# Recurrent operators of a graph, and which of their inputs hold the weights of input and state.
+_RECURRENT = {"LSTMSequence": (4, 5), "GRUSequence": (3, 4), "RNNSequence": (3, 4)}
+
+# What kernels of such operators are called, in ONNX Runtime and OpenVINO, which gives them names of its own.
+_RECURRENT_KERNEL = re.compile(r"(?:.*/)?(?:LSTM|GRU|RNN)(?:Sequence)?(?:_\d+)?")
+
+
 @dataclass(frozen=True)
 class Product:
-    """A convolution or matrix product of a graph.
+    """A convolution, matrix product or recurrent layer of a graph.
 
     ``readers`` are the element-wise nodes that work on its result, nearest first: they say which kernel it was fused
     into when an engine names the kernel after one of them.
@@ -32,6 +40,7 @@ class Product:
 
     macs: int
     readers: tuple[str, ...] = ()
+    recurrent: bool = False
 
 
 def products(graph: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Product]:
@@ -46,7 +55,9 @@ def products(graph: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Pr
         macs = {op: count for op in model.get_ordered_ops() if (count := _macs(op)) is not None}
     except RuntimeError as error:
         raise EngineError(f"{graph}: cannot count its multiply-accumulates: {last_line(error)}") from None
-    return {_name(op): Product(count, _readers(op, macs)) for op, count in macs.items()}
+    return {
+        _name(op): Product(count, _readers(op, macs), op.get_type_name() in _RECURRENT) for op, count in macs.items()
+    }
 
 
 def share_out(kernels: Iterable[tuple[ExecutedOp, Sequence[str]]], found: Mapping[str, Product]) -> list[ExecutedOp]:
@@ -62,6 +73,11 @@ def share_out(kernels: Iterable[tuple[ExecutedOp, Sequence[str]]], found: Mappin
         for name in names:
             place.setdefault(name.removesuffix(_SPLIT), i)
     unknown = []
+    loops = [i for i, (op, _) in enumerate(ops) if _RECURRENT_KERNEL.fullmatch(op.name)]
+    recurrent = [name for name, product in found.items() if product.recurrent]
+    if loops:
+        # Both are in the order of execution; an engine may have a kernel for each direction.
+        place |= {name: loops[i * len(loops) // len(recurrent)] for i, name in enumerate(recurrent)}
     for name, product in found.items():
         nearest = next((known for known in (name, *product.readers) if known in place), None)
         if nearest is None:
@@ -89,6 +105,9 @@ def _macs(op: ov.Node) -> int | None:
     if kind in ("ConvolutionBackpropData", "GroupConvolutionBackpropData"):
         # Weights are [in, out, kernel...], or [groups, in / groups, out / groups, kernel...].
         return prod(_shape(op, 0)) * prod(_shape(op, 1)[2 if kind.startswith("Group") else 1 :])
+    if kind in _RECURRENT:
+        batch, steps, _ = _shape(op, 0)
+        return batch * steps * sum(prod(_shape(op, port)) for port in _RECURRENT[kind])
     if kind == "Einsum":
         terms = str(op.get_attributes()["equation"]).partition("->")[0].split(",")
         sizes = {label: size for i, term in enumerate(terms) for label, size in zip(term, _shape(op, i), strict=True)}
@@ -105,7 +124,22 @@ def _shape(op: ov.Node, port: int) -> list[int]:
 
 
 def _name(op: ov.Node) -> str:
-    return str(op.get_friendly_name()).removesuffix(_SPLIT)
+    name = str(op.get_friendly_name())
+    if op.get_type_name() in _RECURRENT and "/" not in name:
+        # OpenVINO drops the path of a recurrent node; what reads its output has it still.
+        return f"{_scope_behind(op)}/{name}"
+    return name.removesuffix(_SPLIT)
+
+
+def _scope_behind(op: ov.Node) -> str:
+    """The path in the name of the nearest node behind ``op`` that has one."""
+    wave = [op]
+    while wave:
+        wave = [target.get_node() for node in wave for out in node.outputs() for target in out.get_target_inputs()]
+        named = next((str(node.get_friendly_name()) for node in wave if "/" in node.get_friendly_name()), None)
+        if named is not None:
+            return named.rpartition("/")[0]
+    return ""
 
 
 def _readers(op: ov.Node, stop: Mapping[ov.Node, int]) -> tuple[str, ...]:

@@ -117,38 +117,57 @@ def watch_inputs(module: nn.Module, found: Dynamic) -> list[Any]:
 
 @torch.no_grad()
 def try_dynamic(module: nn.Module, found: Dynamic, backend: str) -> dict[str, Trial]:
-    """The trial of every dynamic layer on ``backend``; embeddings are packed for their size, so no time is theirs."""
-    trials = {}
+    """The trial of every dynamic layer on ``backend``; embeddings are packed for their size, so no time is theirs.
+
+    Every kernel is compared with its layer; those that are alike are timed once.
+    """
+    trials: dict[str, Trial] = {}
+    alike: dict[object, Trial] = {}
     for path, layer in found.layers.items():
         if path not in found.inputs:
             trials[path] = Trial("it is never called when transcribing")
             continue
         original = module.get_submodule(path)
         try:
-            trials[path] = _try(original, make(original, layer, found.of(path), backend), found.inputs[path])
+            kernel = make(original, layer, found.of(path), backend)
+            fault = _fault(original, kernel, found.inputs[path])
+            key = _signature(layer, original, found.inputs[path])
+            if not fault and key not in alike:
+                alike[key] = _timed(original, kernel, found.inputs[path])
+            trials[path] = Trial(fault) if fault else alike[key]
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
             trials[path] = Trial(f"{backend} has no kernel for it: {first_line(error)}")
     return trials
 
 
-def _try(original: nn.Module, kernel: Any, args: tuple[Any, ...]) -> Trial:
-    def run() -> Any:
-        if isinstance(kernel, RecurrentModule):
-            return kernel(*args)
-        return call(original, kernel, args)
+def _signature(layer: DynamicLayer, original: nn.Module, args: tuple[Any, ...]) -> object:
+    """What two layers must share to take the same time."""
+    shapes = [tuple(leaf.shape) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    return layer.kind, layer.bits, str(original), str(shapes)
 
-    expected, got = tree_leaves(original(*args)), tree_leaves(run())
+
+def _run(original: nn.Module, kernel: Any, args: tuple[Any, ...]) -> Any:
+    return kernel(*args) if isinstance(kernel, RecurrentModule) else call(original, kernel, args)
+
+
+def _fault(original: nn.Module, kernel: Any, args: tuple[Any, ...]) -> str:
+    """What is wrong with a kernel's result; empty when it is right."""
+    expected, got = tree_leaves(original(*args)), tree_leaves(_run(original, kernel, args))
     for left, right in zip(expected, got, strict=True):
         if isinstance(left, Tensor) and left.is_floating_point():
             error = float((left - right).abs().mean() / left.abs().mean().clamp(min=1e-9))
             if error > _TOLERANCE:
-                return Trial(f"computed wrongly: off by {error:.1%} of the mean magnitude")
+                return f"computed wrongly: off by {error:.1%} of the mean magnitude"
+    return ""
+
+
+def _timed(original: nn.Module, kernel: Any, args: tuple[Any, ...]) -> Trial:
     if isinstance(kernel, PackedEmbedding):
         return Trial("", 0.0, 1.0)
     times: tuple[list[float], list[float]] = [], []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        run()
+        _run(original, kernel, args)
         middle = time.perf_counter()
         original(*args)
         times[0].append(middle - start)
