@@ -98,6 +98,18 @@ def test_the_graph_gives_the_tokens(model: AttentionModel) -> None:
     assert tokens[0, : counts[0]].tolist() == alone(model, wave)[1]
 
 
+@pytest.mark.parametrize("kind", ["gru_beam", "transformer_beam", "conformer_greedy"])
+def test_rewritten_it_says_the_same(kind: str, tmp_path: Path) -> None:
+    model = load_attention(open_attention(write_attention(tmp_path, kind)), kind, {})
+    waves = [noise(12000), noise(16000, 1)]
+    paths = model.paths(waves)
+    texts, before = [alone(model, wave)[0] for wave in waves], model.logprobs(waves, paths)
+    model.make_exportable()
+    for found, expected in zip(model.logprobs(waves, paths), before, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert [alone(model, wave)[0] for wave in waves] == texts
+
+
 @pytest.fixture(scope="module")
 def greedy(tmp_path_factory: pytest.TempPathFactory) -> AttentionModel:
     folder = write_attention(tmp_path_factory.mktemp("asr") / "greedy", "lstm_greedy")

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import AsrModel, Paths, evaluating
+from quantasr.sources.speechbrain.projections import project_attention
+from quantasr.sources.speechbrain.rewrites import rewrite
 from quantasr.speech.attention import AttentionTranscriber
 from quantasr.speech.frontend import WaveFrontend
 from quantasr.speech.transcript import Waveform
@@ -196,8 +198,14 @@ def load_attention(interface: Any, where: str, provenance: dict[str, Any]) -> At
         padded_batches=False,
         min_samples=_shortest(graph, frontend.sample_rate, where),
         interface=interface,
+        rewrite=_rewrite,
         provenance=provenance,
     )
+
+
+def _rewrite(module: nn.Module) -> None:
+    rewrite(module)
+    project_attention(module)
 
 
 def check_searcher(interface: Any, where: str) -> None:
