@@ -87,9 +87,9 @@ class Plan:
 
 PLANS = {
     "wav2vec2_ctc": Plan(1500, 5e-4, "Wav2Vec2 (2 layers of 160), two linear layers with batch norm, CTC over letters"),
-    "crdnn_ctc": Plan(3500, 2e-3, "CRDNN (2-d convolutions, 2 bidirectional LSTM layers, 2 linear layers), CTC"),
-    "crdnn_attention": Plan(3500, 2e-3, "CRDNN and a GRU decoder with location-aware attention"),
-    "transformer_attention": Plan(4500, 1.5e-3, "Transformer, 4 encoder and 2 decoder layers of 96; joint CTC"),
+    "crdnn_ctc": Plan(3000, 2e-3, "CRDNN (2-d convolutions, 2 bidirectional LSTM layers, 2 linear layers), CTC"),
+    "crdnn_attention": Plan(2400, 2e-3, "CRDNN and a GRU decoder with location-aware attention"),
+    "transformer_attention": Plan(3000, 1.5e-3, "Transformer, 4 encoder and 2 decoder layers of 96; joint CTC"),
 }
 
 
@@ -340,7 +340,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", choices=tuple(PLANS), help="which of the four")
     parser.add_argument("out", type=Path, help="folder to write; an interrupted run is resumed from the file beside it")
     parser.add_argument("--data", type=Path, required=True, help="folder of the recordings, with all.jsonl")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: 1500 to 5000, by model)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: 1500 to 3000, by model)")
     parser.add_argument("--rate", type=float, help="highest learning rate (default: 0.0005 to 0.002, by model)")
     parser.add_argument("--batch", type=int, default=16, help="strings a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of strings, weights and dropout (default: %(default)s)")
