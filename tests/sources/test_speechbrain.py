@@ -112,3 +112,11 @@ def test_an_encoder_that_ends_otherwise(name: str, tmp_path: Path) -> None:
     expected = load_model(tmp_path, trust=True).logprobs(SPEECH[:1])[0]
     file.write_text(changed, "utf-8")
     np.testing.assert_allclose(load_model(tmp_path, trust=True).logprobs(SPEECH[:1])[0], expected, atol=1e-5)
+
+
+def test_what_the_exporter_cannot_do_is_one_line(tiny_speechbrain_folder: Callable[[str], Path]) -> None:
+    model = load_model(tiny_speechbrain_folder("sb-crdnn"), trust=True)
+    model.graph.register_forward_hook(lambda *a: torch.linalg.inv(a[2] @ a[2].mT))
+    with pytest.raises(ArtifactError, match="cannot be exported as a graph; PyTorch may still") as caught:
+        export_float(model)
+    assert "\n" not in str(caught.value)

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import onnx
 import torch
 
+from quantasr.errors import ArtifactError
 from quantasr.export.hoist import hoist
 from quantasr.export.lower import lower
 from quantasr.export.tidy import store_halves, tidy
@@ -89,17 +91,24 @@ def _trace(model: AsrModel, custom: dict[str, int] | None = None) -> onnx.ModelP
     with tempfile.TemporaryDirectory() as folder, _quiet_exporter():
         path = Path(folder) / "trace.onnx"
         with evaluating(model.module), torch.inference_mode(False), torch.no_grad():
-            torch.onnx.export(
-                model.graph,
-                inputs,
-                str(path),
-                dynamo=False,
-                opset_version=_TRACE_OPSET,
-                input_names=names,
-                output_names=outputs,
-                dynamic_axes={name: axes[name] for name in names + outputs},
-                custom_opsets=custom,
-            )
+            try:
+                torch.onnx.export(
+                    model.graph,
+                    inputs,
+                    str(path),
+                    dynamo=False,
+                    opset_version=_TRACE_OPSET,
+                    input_names=names,
+                    output_names=outputs,
+                    dynamic_axes={name: axes[name] for name in names + outputs},
+                    custom_opsets=custom,
+                )
+            except RuntimeError as error:  # the exporter's own errors are such too
+                reason = shorten(str(error), 200, placeholder=" ...")
+                raise ArtifactError(
+                    f"{model.name}: cannot be exported as a graph; PyTorch may still quantize it (--engine torch): "
+                    f"{reason}"
+                ) from error
         return onnx.load(str(path))
 
 
