@@ -61,6 +61,10 @@ def _group_norm_layer(layer: Any, hidden_states: Tensor) -> Tensor:
     """
     hidden = layer.conv(hidden_states)
     norm = layer.layer_norm
+    if not torch.jit.is_tracing():
+        # In PyTorch it is the other way round: 20 ms for the norm's own operator, 42 to 81 for sums.
+        at_once: Tensor = layer.activation(norm(hidden))
+        return at_once
     mean = hidden.mean(-1, keepdim=True)
     square = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True) ** 2 / hidden.shape[-1]
     gain = torch.rsqrt(torch.clamp(square - mean * mean, min=0.0) + norm.eps) * norm.weight[:, None, None]
