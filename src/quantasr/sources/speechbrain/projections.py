@@ -46,48 +46,46 @@ class ProjectedAttention(nn.MultiheadAttention):
             query, key, value = (x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
         q, k, v = (self._heads(name, x) for name, x in zip(_NAMES, (query, key, value), strict=True))
-        bias = _bias(key_padding_mask, attn_mask, q)
+        bias = _bias(key_padding_mask, attn_mask, query.shape[0 if self.batch_first else 1], self.num_heads, q)
+        scores = q.transpose(0, 1) * q.shape[-1] ** -0.5
+        keys = k.permute(1, 2, 0)
+        # In three dimensions nothing has to be copied before the products.
+        scores = torch.bmm(scores, keys) if bias is None else torch.baddbmm(bias, scores, keys)
+        attention = F.dropout(torch.softmax(scores, dim=-1), self.dropout, self.training)
+        found = torch.bmm(attention, v.transpose(0, 1)).transpose(0, 1)
+        out = self.out_proj(found.reshape(len(q), -1, self.embed_dim))
+        out = out.transpose(0, 1) if self.batch_first else out
         weights = None
         if need_weights:
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-            weights = F.dropout(weights, self.dropout, self.training)
-            found = weights @ v
+            weights = attention.view(-1, self.num_heads, *attention.shape[1:])
             weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            found = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
-        out = self.out_proj(found.transpose(1, 2).flatten(-2))
-        out = out if self.batch_first else out.transpose(0, 1)
         if not batched:
             out = out.squeeze(0 if self.batch_first else 1)
             weights = None if weights is None else weights.squeeze(0)
         return out, weights
 
     def _heads(self, name: str, x: Tensor) -> Tensor:
-        """``[batch, heads, time, size]`` of a projection."""
+        """``[time, batch * heads, size]`` of a projection."""
         projected: Tensor = getattr(self, name)(x)
-        if not self.batch_first:
+        if self.batch_first:
             projected = projected.transpose(0, 1)
-        return projected.reshape(*projected.shape[:-1], self.num_heads, -1).transpose(1, 2)
+        return projected.reshape(len(projected), -1, self.embed_dim // self.num_heads)
 
 
-def _bias(padding: Tensor | None, mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Both masks as one sum, of a shape that fits ``[batch, heads, queries, keys]``."""
-    total = None
-    for given, shape in ((mask, None), (padding, (len(q), 1, 1, -1))):
-        if given is None:
-            continue
-        one = (
-            torch.zeros_like(given, dtype=q.dtype).masked_fill(given, float("-inf"))
-            if given.dtype == torch.bool
-            else given
-        )
-        if shape is not None:
-            one = one.view(shape)
-        elif one.ndim == 3:
-            one = one.view(len(q), -1, *one.shape[1:])
+def _bias(padding: Tensor | None, mask: Tensor | None, batch: int, heads: int, q: Tensor) -> Tensor | None:
+    """Both masks as one sum, ``[batch * heads, queries, keys]`` or what is broadcast to it."""
+    total = None if mask is None else _added(mask, q)
+    if padding is not None:
+        one = _added(padding, q)[:, None, None].expand(batch, heads, 1, -1).reshape(batch * heads, 1, -1)
         total = one if total is None else total + one
     return total
+
+
+def _added(mask: Tensor, q: Tensor) -> Tensor:
+    """A mask as what is added to scores."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf"))
 
 
 def project_attention(module: nn.Module) -> None:
