@@ -92,3 +92,11 @@ def test_the_graph_holds_the_weights_once(exported: Exported) -> None:
     stored = sum(int(np.prod(t.dims)) for t in exported.graph.graph.initializer)
     stored += sum(int(np.prod(n.attribute[0].t.dims)) for n in exported.graph.graph.node if n.op_type == "Constant")
     assert stored <= parameters * 1.03 + 1000, "tables computed while tracing do not belong into the file"
+
+
+@pytest.mark.parametrize("name", ["sb-wav2vec2", "sb-crdnn"])
+def test_nodes_carry_the_paths_of_speechbrains_layers(name: str, tiny_model: Callable[[str], Path]) -> None:
+    """An audit joins kernels with layers by them."""
+    graph = export_float(load_model(tiny_model(name), trust=True)).graph
+    products = [node.name for node in graph.node if node.op_type in ("Conv", "MatMul", "Gemm", "LSTM")]
+    assert products and all(name.startswith("/encoder/") for name in products), products

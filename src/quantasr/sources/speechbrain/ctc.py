@@ -46,6 +46,54 @@ class Head:
     lobe: str | None = None
 
 
+class _Chain(nn.Module):
+    """A container, run child by child without the layers that the frontend stands for.
+
+    A module of its own, so that nodes of a trace carry the container's name, as recipes do. It looks its children up
+    when it is called: they may be replaced.
+    """
+
+    def __init__(self, container: nn.Module, path: str, head: Head) -> None:
+        super().__init__()
+        self.__dict__["_container"] = container  # no child: the layers keep the paths that they have in it
+        self._left_out = [name for name, _ in container.named_children() if f"{path}.{name}" in head.features]
+        for name, child in container.named_children():
+            if (part := _part(child, f"{path}.{name}", head)) is not None:
+                self.add_module(name, part)
+
+    def forward(self, x: Any) -> Tensor:
+        container: Any = self._container
+        for name, child in container.named_children():
+            if name not in self._left_out:
+                x = (self._modules.get(name) or child)(x)
+                x = x[0] if isinstance(x, tuple) else x
+        found: Tensor = x
+        return found
+
+
+class _Lobe(nn.Module):
+    """``extract_features`` of a wave that is normalised already, with a norm that takes any length in a trace."""
+
+    def __init__(self, lobe: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_lobe"] = lobe
+
+    def forward(self, wave: Tensor) -> Tensor:
+        lobe: Any = self._lobe
+        hidden: Tensor = lobe.model(wave, output_hidden_states=False).last_hidden_state
+        if lobe.output_norm:
+            centred = hidden - hidden.mean((1, 2), keepdim=True)
+            hidden = centred * torch.rsqrt(centred.square().mean((1, 2), keepdim=True) + 1e-5)
+        return hidden
+
+
+def _part(module: nn.Module, path: str, head: Head) -> nn.Module | None:
+    """What stands for ``module`` in the graph, where it is not run as it is."""
+    if path in head.containers:
+        return _Chain(module, path, head)
+    return _Lobe(module) if path == head.lobe else None
+
+
 class CtcGraph(nn.Module):
     """Features -> log-probs: the encoder without what the frontend does, and a log-softmax at the end."""
 
@@ -53,6 +101,7 @@ class CtcGraph(nn.Module):
         super().__init__()
         self.mods = modules
         self._head = head
+        self.encoder = _part(modules["encoder"], "encoder", head)
 
     @property
     def lobe(self) -> Any:
@@ -60,34 +109,12 @@ class CtcGraph(nn.Module):
         return None if self._head.lobe is None else self.mods.get_submodule(self._head.lobe)
 
     def forward(self, features: Tensor) -> Tensor:
-        found = self._call("encoder", self.mods["encoder"], features)
-        last = _last(self.mods["encoder"])
-        if _gives_probabilities(last):
+        found = (self.encoder or self.mods["encoder"])(features)
+        found = found[0] if isinstance(found, tuple) else found
+        if _gives_probabilities(_last(self.mods["encoder"])):
             return torch.log(torch.clamp(found.float(), min=torch.finfo(torch.float32).tiny))
         # Of log-probs this is what they are.
         return torch.log_softmax(found.float(), dim=-1)
-
-    def _call(self, path: str, module: nn.Module, x: Tensor) -> Tensor:
-        if path in self._head.containers:
-            for name, child in module.named_children():
-                below = f"{path}.{name}"
-                if below not in self._head.features:
-                    x = self._call(below, child, x)
-            return x
-        if path == self._head.lobe:
-            return _lobe(module, x)
-        found = module(x)
-        first: Tensor = found[0] if isinstance(found, tuple) else found
-        return first
-
-
-def _lobe(lobe: Any, wave: Tensor) -> Tensor:
-    """``extract_features`` of a wave that is normalised already, with a norm that takes any length in a trace."""
-    hidden: Tensor = lobe.model(wave, output_hidden_states=False).last_hidden_state
-    if lobe.output_norm:
-        centred = hidden - hidden.mean((1, 2), keepdim=True)
-        hidden = centred * torch.rsqrt(centred.square().mean((1, 2), keepdim=True) + 1e-5)
-    return hidden
 
 
 def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBrainCtc:
