@@ -13,28 +13,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from digit_strings import (
     RATE,
-    TAKES,
     Counts,
+    Example,
     Recording,
     Wave,
     fixed_set,
     read_corpus,
     read_set,
-    schedule,
-    training_batches,
     wer,
     word_errors,
     write_set,
 )
+from digit_training import fit
 from safetensors.torch import load_file, save_file
 from transformers import (
     Wav2Vec2Config,
@@ -106,53 +104,21 @@ def recognise(model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, waves: Sequen
     return texts
 
 
+def loss_of(model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, examples: Sequence[Example]) -> torch.Tensor:
+    """The model's own CTC loss of a batch."""
+    inputs = processor([e.wave for e in examples], sampling_rate=RATE, return_tensors="pt", padding=True)
+    labels = processor.tokenizer([e.text for e in examples], return_tensors="pt", padding=True)
+    loss: torch.Tensor = model(**inputs, labels=labels.input_ids.masked_fill(labels.attention_mask == 0, -100)).loss
+    return loss
+
+
 def train(
     model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, corpus: Sequence[Recording], options: argparse.Namespace
 ) -> float:
-    """Train ``model`` in place, resuming from the last checkpoint; returns the seconds spent in all."""
-    part = [r for r in corpus if r.take in TAKES["training"]]
-    validation = fixed_set(corpus, "validation", options.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    """Train ``model`` in place; see :func:`digit_training.fit`."""
     options.work.mkdir(parents=True, exist_ok=True)
-    checkpoint = options.work / "checkpoint.pt"
-    first, spent = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, spent = state["step"], state["spent"]
-        print(f"resuming at step {first}")
-    started, losses = time.monotonic(), []
-    for step, examples in enumerate(training_batches(part, options.batch, options.seed, first, options.steps), first):
-        if step % 8 == 0:
-            torch.manual_seed(options.seed * 1_000_003 + step)  # dropout: the same wherever training is resumed
-        rate = options.rate * schedule(step, options.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        model.train()
-        inputs = processor([e.wave for e in examples], sampling_rate=RATE, return_tensors="pt", padding=True)
-        labels = processor.tokenizer([e.text for e in examples], return_tensors="pt", padding=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            targets = labels.input_ids.masked_fill(labels.attention_mask == 0, -100)
-            loss = model(**inputs, labels=targets).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        done = step + 1
-        if done % 50 == 0:
-            minutes = (spent + time.monotonic() - started) / 60
-            print(f"step {done}  loss {np.mean(losses[-50:]):.3f}  rate {rate:.2e}  {minutes:.1f} min", flush=True)
-        if done % 400 == 0 or done == options.steps:
-            texts = recognise(model, processor, [e.wave for e in validation])
-            errors = word_errors([e.text for e in validation], texts)
-            print(f"step {done}  validation WER {wer(errors):.2f} %", flush=True)
-            now = spent + time.monotonic() - started
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "spent": now}
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-    return spent + time.monotonic() - started
+    loss, texts = partial(loss_of, model, processor), partial(recognise, model, processor)
+    return fit(model, corpus, options.work / "checkpoint.pt", options, loss, texts)
 
 
 def save_half(model: Wav2Vec2ForCTC, out: Path) -> None:

@@ -22,32 +22,28 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
 import torch
 from digit_strings import (
     RATE,
-    TAKES,
     Counts,
     Example,
     Recording,
     Wave,
-    fixed_set,
     read_corpus,
     read_set,
-    schedule,
-    training_batches,
     wer,
     word_errors,
 )
+from digit_training import fit
 
 # Asked before NeMo is first imported: it complains about its own dependencies, and about telemetry that nobody wants.
 logging.getLogger("nv_one_logger").setLevel(logging.CRITICAL)
@@ -62,7 +58,6 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 PIECES = 28  # SentencePiece: the letters, and the commonest pairs and triples of them
 RATES = {"quartznet": 3e-3, "conformer": 1.5e-3}  # the highest learning rate
 SAMPLE = Path(__file__).parents[1] / "src" / "quantasr" / "sample" / "digits"
-REPORT, CHECK = 50, 200  # steps from one line to the next, from one validation and checkpoint to the next
 
 
 def preprocessor(features: int, window: float) -> dict[str, Any]:
@@ -239,45 +234,8 @@ def recognise(model: EncDecCTCModel, waves: Sequence[Wave], batch: int = 16) -> 
 
 
 def train(model: EncDecCTCModel, corpus: Sequence[Recording], checkpoint: Path, options: argparse.Namespace) -> float:
-    """Train ``model`` in place, resuming from ``checkpoint`` if it is there; returns the seconds spent in all."""
-    part = [r for r in corpus if r.take in TAKES["training"]]
-    validation = fixed_set(corpus, "validation", options.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    first, spent = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, spent = state["step"], state["spent"]
-        print(f"{checkpoint}: resuming at step {first}", flush=True)
-    started, losses = time.monotonic(), []
-    for step, examples in enumerate(training_batches(part, options.batch, options.seed, first, options.steps), first):
-        if step % 8 == 0:  # dropout and masks: the same wherever training is resumed
-            torch.manual_seed(options.seed * 1_000_003 + step)
-        rate = options.rate * schedule(step, options.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            loss = ctc_loss(model, examples)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        done = step + 1
-        if done % REPORT == 0:
-            minutes = (spent + time.monotonic() - started) / 60
-            mean = np.mean(losses[-REPORT:])
-            print(f"step {done}/{options.steps}  loss {mean:.3f}  rate {rate:.2e}  {minutes:.1f} min", flush=True)
-        if done % CHECK == 0 or done == options.steps:
-            errors = word_errors([e.text for e in validation], recognise(model, [e.wave for e in validation]))
-            print(f"step {done}  validation WER {wer(errors):.2f} %", flush=True)
-            now = spent + time.monotonic() - started
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "spent": now}
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-    return spent + time.monotonic() - started
+    """Train ``model`` in place; see :func:`digit_training.fit`."""
+    return fit(model, corpus, checkpoint, options, partial(ctc_loss, model), partial(recognise, model))
 
 
 def save_half(model: EncDecCTCModel, path: Path) -> None:

@@ -26,16 +26,15 @@ import argparse
 import json
 import logging
 import math
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
 import speechbrain
 import torch
@@ -46,14 +45,13 @@ from digit_strings import (
     Example,
     Recording,
     Wave,
-    fixed_set,
     read_corpus,
     read_set,
-    schedule,
     training_batches,
     wer,
     word_errors,
 )
+from digit_training import fit
 from hyperpyyaml import load_hyperpyyaml
 from safetensors.torch import load_file, save_file
 from speechbrain.augment.freq_domain import SpectrogramDrop
@@ -69,7 +67,6 @@ SHAPES = Path(__file__).with_name("speechbrain_digits")
 SAMPLE = Path(__file__).parents[1] / "src" / "quantasr" / "sample" / "digits"
 CTC_WEIGHT = 0.3  # of the loss, where attention has the rest (Watanabe et al., 2017)
 SMOOTHING = 0.1  # of the labels that attention learns
-REPORT, CHECK = 50, 200  # steps from one line to the next, from one validation and checkpoint to the next
 LICENCE = """\
 Everything in this folder is under Creative Commons Attribution-ShareAlike 4.0 International (CC BY-SA 4.0),
 https://creativecommons.org/licenses/by-sa/4.0/legalcode; README.md names the recordings' authors and the changes made.
@@ -236,48 +233,11 @@ def recognise(asr: Asr, waves: Sequence[Wave]) -> list[str]:
 
 
 def train(hparams: dict[str, Any], corpus: Sequence[Recording], checkpoint: Path, options: argparse.Namespace) -> float:
-    """Train in place, resuming from ``checkpoint`` if it is there; returns the seconds spent in all."""
-    part = [r for r in corpus if r.take in TAKES["training"]]
-    validation = fixed_set(corpus, "validation", options.seed)
-    asr, model = interface(hparams), trained(hparams)
+    """Train in place; see :func:`digit_training.fit`."""
+    asr = interface(hparams)
     if "normalizer" in hparams:
-        learn_statistics(hparams, part, options.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    first, spent = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, spent = state["step"], state["spent"]
-        print(f"{checkpoint}: resuming at step {first}", flush=True)
-    started, losses = time.monotonic(), []
-    for step, examples in enumerate(training_batches(part, options.batch, options.seed, first, options.steps), first):
-        if step % 8 == 0:  # dropout and masks: the same wherever training is resumed
-            torch.manual_seed(options.seed * 1_000_003 + step)
-        rate = options.rate * schedule(step, options.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            loss = loss_of(hparams, examples)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        done = step + 1
-        if done % REPORT == 0:
-            minutes = (spent + time.monotonic() - started) / 60
-            mean = np.mean(losses[-REPORT:])
-            print(f"step {done}/{options.steps}  loss {mean:.3f}  rate {rate:.2e}  {minutes:.1f} min", flush=True)
-        if done % CHECK == 0 or done == options.steps:
-            errors = word_errors([e.text for e in validation], recognise(asr, [e.wave for e in validation]))
-            print(f"step {done}  validation WER {wer(errors):.2f} %", flush=True)
-            now = spent + time.monotonic() - started
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "spent": now}
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-    return spent + time.monotonic() - started
+        learn_statistics(hparams, [r for r in corpus if r.take in TAKES["training"]], options.seed)
+    return fit(trained(hparams), corpus, checkpoint, options, partial(loss_of, hparams), partial(recognise, asr))
 
 
 def save_half(hparams: dict[str, Any], out: Path) -> None:

@@ -44,7 +44,9 @@ def outputs(asr: Any) -> list[torch.Tensor]:
 def test_it_goes_on_in_its_own_code(folders: dict[str, Path], engine: str, tmp_path: Path) -> None:
     asr = open_original(folders["sb-wav2vec2"])
     before = outputs(asr)
-    report = quantasr.quantize_in_place(asr, "published", calibration=speech(), engine=engine, all_layers=True)
+    report = quantasr.quantize_in_place(
+        asr, "published", calibration=speech(), engine=engine, all_layers=True, seconds=1
+    )
     after = outputs(asr)
     rows = {row["path"]: row for row in report.layers}
     assert "linear_dynamic" in rows["encoder.wav2vec2.model.encoder.layers.0.attention.q_proj"]["kernel"] or (
@@ -69,7 +71,7 @@ def test_batch_norms_are_folded_behind_linear_layers_and_said_where_not(folders:
     asr.mods.encoder.enc.act2 = nn.LeakyReLU()
     asr.mods.encoder.enc.bn2 = type(asr.mods.encoder.enc.bn1)(input_size=24).eval()
     recipe = Recipe("enc", (Rule("encoder.enc", {"mode": "dynamic"}),))
-    report = quantasr.quantize_in_place(asr, recipe, engine="torch:onednn", all_layers=True)
+    report = quantasr.quantize_in_place(asr, recipe, engine="torch:onednn", all_layers=True, seconds=1)
     left = [row for row in report.layers if row["kind"] == "batch_norm"]
     assert [row["path"] for row in left] == ["encoder.enc.bn2.norm"]
     assert "no layer stands right before it" in left[0]["reason"]
@@ -80,7 +82,7 @@ def test_a_recurrent_model_in_dynamic_int8_needs_no_speech(folders: dict[str, Pa
     asr = open_original(folders["sb-crdnn"])
     before = outputs(asr)
     recipe = Recipe("rnn", (Rule("encoder.model.RNN", {"mode": "dynamic"}),))
-    report = quantasr.quantize_in_place(asr, recipe, engine="torch:fbgemm", all_layers=True)
+    report = quantasr.quantize_in_place(asr, recipe, engine="torch:fbgemm", all_layers=True, seconds=1)
     kernels = {row["path"]: row.get("kernel", "") for row in report.layers}
     assert kernels["encoder.model.RNN.rnn"] == "fbgemm lstm"
     assert asr.mods.encoder.model.RNN.rnn.hidden_size == 16
@@ -91,7 +93,7 @@ def test_a_recurrent_model_in_dynamic_int8_needs_no_speech(folders: dict[str, Pa
 def test_layers_are_chosen_by_index(folders: dict[str, Path]) -> None:
     asr = open_original(folders["sb-wav2vec2"])
     recipe = Recipe("first", (Rule("encoder.wav2vec2.model.encoder.layers[0]", {"mode": "dynamic"}),))
-    report = quantasr.quantize_in_place(asr, recipe, engine="torch:onednn", all_layers=True)
+    report = quantasr.quantize_in_place(asr, recipe, engine="torch:onednn", all_layers=True, seconds=1)
     chosen = {row["path"].split("layers.")[1][0] for row in report.layers if "kernel" in row}
     assert chosen == {"0"}
 
@@ -117,7 +119,9 @@ def test_bad_input_leaves_the_model_as_it_was(
     asr = open_original(folders["sb-crdnn"])
     before, expected = identity(asr), outputs(asr)
     with pytest.raises(error, match=message) as raised:
-        quantasr.quantize_in_place(asr, recipe, calibration=calibration(), engine="torch:onednn", all_layers=True)
+        quantasr.quantize_in_place(
+            asr, recipe, calibration=calibration(), engine="torch:onednn", all_layers=True, seconds=1
+        )
     assert "\n" not in str(raised.value)
     assert identity(asr) == before
     assert all(torch.equal(a, b) for a, b in zip(outputs(asr), expected, strict=True))

@@ -91,7 +91,7 @@ def _decoding(decoder: CtcDecoder) -> dict[str, Any]:
 
 
 def _lm_name(lm: str | Path) -> str:
-    return f"lm{Path(lm).suffix}"
+    return f"lm{''.join(Path(lm).suffixes[-2:])}"  # .arpa, .arpa.gz, .bin
 
 
 def write_json(path: Path, row: Any) -> None:

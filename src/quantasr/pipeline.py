@@ -21,6 +21,7 @@ from quantasr.measure.gain import gain
 from quantasr.numerics.quantizers import Phase
 from quantasr.pipeline_native import NativeOptions, quantize_native
 from quantasr.quantize import Prepared, calibrate, convert, prepare
+from quantasr.quantize.prepare import check_fits
 from quantasr.recipes import Recipe, builtin_names, builtin_recipe
 from quantasr.runtime import EngineAcousticModel
 from quantasr.sources import AsrModel, CtcModel, load_model
@@ -86,6 +87,7 @@ def quantize(
         say(f"loading {model}")
         model = load_model(model, trust=trust)
     chosen = find_recipe(recipe, model.family)
+    check_fits(model, chosen)
     if native is not None:
         speech = [u.load(model.sample_rate) for u in utterances[:_PARITY_UTTERANCES]]
         return quantize_native(

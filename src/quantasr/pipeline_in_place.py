@@ -66,6 +66,7 @@ def quantize_in_place(
     calibration: Manifest | Sequence[Waveform] | None = None,
     engine: str = "torch",
     all_layers: bool = False,
+    seconds: float = 10.0,
     limit: int | None = None,
     trust: bool = False,
     progress: bool = False,
@@ -75,8 +76,9 @@ def quantize_in_place(
 
     ``model`` is SpeechBrain's ``EncoderASR`` or ``EncoderDecoderASR``, or what :func:`quantasr.load_model` gave.
     ``calibration`` is a manifest, utterances, or waves at the model's sample rate; a recipe without static layers needs
-    none. ``engine`` is ``torch``, which measures PyTorch's backends, or ``torch:`` and one of them. ``all_layers``
-    keeps those in int8 that lose time by it. When anything goes wrong, the model is as it was before.
+    none. ``engine`` is ``torch``, which measures PyTorch's backends, or ``torch:`` and one of them. Layers are timed on
+    ``seconds`` of audio; ``all_layers`` keeps those in int8 that lose time by it. When anything goes wrong, the model
+    is as it was before.
 
     Raises the errors of each step: see :mod:`quantasr.errors`.
     """
@@ -87,7 +89,7 @@ def quantize_in_place(
                 f"{type(original).__name__} is no recogniser that can be quantized where it is: give SpeechBrain's "
                 "EncoderASR or EncoderDecoderASR, or what quantasr.load_model gives"
             )
-    options = NativeOptions.of(engine, timing=not all_layers)
+    options = NativeOptions.of(engine, timing=not all_layers, seconds=seconds)
     chosen = find_recipe(recipe, model.family)
     if not chosen.rules or chosen.compute not in ("auto", "fp32"):
         raise EngineError(

@@ -39,7 +39,8 @@ def test_the_fastest_backend_is_measured_and_everything_said(tmp_path: Path, qua
     times = measured["milliseconds"]
     assert {"float", "original"} < set(times)
     backend = json.loads((tmp_path / "out" / "native.json").read_text())["backend"]
-    assert times[backend] == min(value for name, value in times.items() if name not in ("float", "original"))
+    # One whose inputs have 7 bits must be faster by a twentieth.
+    assert times[backend] <= 1.05 * min(value for name, value in times.items() if name not in ("float", "original"))
     assert 0 < measured["int8_share"] < 1 and measured["entries"] == measured["exits"]
     assert row["parity"]["native_to_simulation"]["same_argmax"] >= 0.99
     # A model that gains nothing is made all the same, and said to gain nothing.

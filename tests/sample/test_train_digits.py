@@ -16,7 +16,7 @@ def training():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
         yield importlib.import_module("train_digits")
-        del sys.modules["train_digits"], sys.modules["digit_strings"]
+        del sys.modules["train_digits"], sys.modules["digit_training"], sys.modules["digit_strings"]
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_word_errors_are_counted(training):
     assert training.wer(counts) == pytest.approx(75)
 
 
-def test_the_learning_rate_rises_then_falls(training):
-    assert training.schedule(0, 400) == pytest.approx(1 / 20)
-    assert training.schedule(20, 400) == pytest.approx(1)
-    assert training.schedule(210, 400) == pytest.approx(0.01 + 0.99 / 2)
-    assert training.schedule(400, 400) == pytest.approx(0.01)
+def test_the_learning_rate_rises_then_falls(strings):
+    assert strings.schedule(0, 400) == pytest.approx(1 / 20)
+    assert strings.schedule(20, 400) == pytest.approx(1)
+    assert strings.schedule(210, 400) == pytest.approx(0.01 + 0.99 / 2)
+    assert strings.schedule(400, 400) == pytest.approx(0.01)

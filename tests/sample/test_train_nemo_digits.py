@@ -20,7 +20,7 @@ def training():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
         yield importlib.import_module("train_nemo_digits")
-        del sys.modules["train_nemo_digits"], sys.modules["digit_strings"]
+        del sys.modules["train_nemo_digits"], sys.modules["digit_training"], sys.modules["digit_strings"]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -89,12 +89,16 @@ def test_loss_is_that_of_pytorch_whatever_the_padding(training, build, name):
 
 
 def test_training_resumes_where_it_stopped(training, build, corpus, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECK", 8)
-    monkeypatch.setattr(training, "fixed_set", lambda *_: [training.Example(np.zeros(8000, np.float32), "one", "ann")])
+    monkeypatch.setattr(sys.modules["digit_training"], "CHECK", 8)
+    monkeypatch.setattr(
+        sys.modules["digit_training"],
+        "fixed_set",
+        lambda *_: [training.Example(np.zeros(8000, np.float32), "one", "ann")],
+    )
     whole, stopped, resumed = build(name), build(name), build(name)
     training.train(whole, corpus, tmp_path / "whole.pt", options(16))
 
-    batches = training.training_batches
+    batches = sys.modules["digit_training"].training_batches
 
     def interrupted(*arguments):
         for step, batch in enumerate(batches(*arguments)):
@@ -103,7 +107,7 @@ def test_training_resumes_where_it_stopped(training, build, corpus, name, tmp_pa
             yield batch
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "training_batches", interrupted)
+        patch.setattr(sys.modules["digit_training"], "training_batches", interrupted)
         training.train(stopped, corpus, tmp_path / "part.pt", options(16))
     assert torch.load(tmp_path / "part.pt", weights_only=True)["step"] == 8
     training.train(resumed, corpus, tmp_path / "part.pt", options(16))

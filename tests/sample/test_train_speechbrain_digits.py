@@ -23,7 +23,7 @@ def training():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
         yield importlib.import_module("train_speechbrain_digits")
-        del sys.modules["train_speechbrain_digits"], sys.modules["digit_strings"]
+        del sys.modules["train_speechbrain_digits"], sys.modules["digit_training"], sys.modules["digit_strings"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def corpus(training):
 @pytest.fixture
 def quick(training, corpus, monkeypatch):
     """Validation on a single tone."""
-    monkeypatch.setattr(training, "fixed_set", lambda *_: [training.Example(corpus[0].waves[0], "zero", "ann")])
+    monkeypatch.setattr(
+        sys.modules["digit_training"], "fixed_set", lambda *_: [training.Example(corpus[0].waves[0], "zero", "ann")]
+    )
 
 
 def options(steps: int) -> argparse.Namespace:
@@ -95,7 +97,7 @@ def test_loss_is_pytorchs_on_what_speechbrain_gives(training, corpus, name, tmp_
 
 
 def test_training_resumes_where_it_stopped(training, corpus, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECK", 8)
+    monkeypatch.setattr(sys.modules["digit_training"], "CHECK", 8)
 
     def untrained():
         torch.manual_seed(0)
@@ -103,7 +105,7 @@ def test_training_resumes_where_it_stopped(training, corpus, quick, tmp_path, mo
 
     whole, stopped, resumed = untrained(), untrained(), untrained()
     training.train(whole, corpus, tmp_path / "whole.pt", options(16))
-    batches = training.training_batches
+    batches = sys.modules["digit_training"].training_batches
 
     def interrupted(part, batch, seed, *span):
         for step, examples in enumerate(batches(part, batch, seed, *span)):
@@ -112,7 +114,7 @@ def test_training_resumes_where_it_stopped(training, corpus, quick, tmp_path, mo
             yield examples
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "training_batches", interrupted)
+        patch.setattr(sys.modules["digit_training"], "training_batches", interrupted)
         training.train(stopped, corpus, tmp_path / "part.pt", options(16))
     assert torch.load(tmp_path / "part.pt", weights_only=True)["step"] == 8
     training.train(resumed, corpus, tmp_path / "part.pt", options(16))

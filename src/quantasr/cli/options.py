@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quantasr.artifact import GRAPH, MANIFEST, NATIVE
 from quantasr.engines import ENGINES
 from quantasr.engines.engine import COMPUTE
-from quantasr.errors import ModelLoadError
+from quantasr.errors import ModelLoadError, RecipeError
 
 if TYPE_CHECKING:
     from quantasr.speech.transcript import Transcriber
@@ -68,7 +68,8 @@ def add_threads(command: argparse.ArgumentParser, default: int = 0) -> None:
 
 def add_decoder(command: argparse.ArgumentParser) -> None:
     """``--lm`` and the options of the beam search."""
-    group = command.add_argument_group("decoding", "greedy, unless --lm or --beam-width asks for beam search")
+    group = command.add_argument_group("decoding", "the model's own, mostly greedy, unless these say otherwise")
+    group.add_argument("--greedy", action="store_true", help="the best token of each frame, whatever the model brings")
     group.add_argument("--lm", type=Path, metavar="FILE", help="KenLM n-gram, ARPA or binary")
     group.add_argument("--beam-width", type=count, metavar="N", help="beam search with N beams (64 with --lm)")
     group.add_argument("--alpha", type=float, default=0.5, help="weight of the language model (0.5)")
@@ -85,7 +86,13 @@ def add_trust(command: argparse.ArgumentParser) -> None:
 
 
 def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The ``decoder`` that the options ask for, as a keyword argument; empty for greedy."""
+    """The ``decoder`` that the options ask for, as a keyword argument; empty for the model's own."""
+    if arguments.greedy:
+        if arguments.lm is not None or arguments.beam_width is not None:
+            raise RecipeError("--greedy is no beam search: leave it out, or --lm and --beam-width")
+        from quantasr.speech.decoding import GreedyDecoder
+
+        return {"decoder": GreedyDecoder()}
     if arguments.lm is None and arguments.beam_width is None:
         return {}
     from quantasr.speech.beam import BeamDecoder

@@ -11,6 +11,7 @@ from quantasr.cli.options import add_command, add_decoder, add_engine, add_trust
 from quantasr.cli.output import say, write_json
 from quantasr.errors import AudioError
 from quantasr.speech.ctc import BLOCK_SECONDS
+from quantasr.speech.transcript import Word
 
 if TYPE_CHECKING:
     from quantasr.speech.transcript import Transcriber, Transcript
@@ -83,7 +84,10 @@ def _write(arguments: argparse.Namespace, path: Path, transcript: Transcript, se
     if arguments.json:
         write_json({"audio": str(path), **transcript.to_dict(), "processing_seconds": round(seconds, 4)})
     elif arguments.words:
-        for word in transcript.words:
+        if transcript.text and not transcript.words:
+            say(f"quantasr: {path}: this model gives words no times: the line is the whole recording")
+        whole = Word(transcript.text, 0.0, transcript.duration)
+        for word in transcript.words or ([whole] if transcript.text else []):
             print(f"{path}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}", flush=True)
     else:
         print(transcript.text if len(arguments.audio) == 1 else f"{path}\t{transcript.text}", flush=True)

@@ -34,7 +34,11 @@ def convert(prepared: Prepared) -> None:
             prepared.plan.append(LayerPlan(path, "attention_product", prepared.recipe.defaults, ()))
     nothing = not prepared.weights and not (prepared.products and prepared.products.quantizers)
     if nothing and not prepared.recipe.halves:
-        raise RecipeError(f"recipe {prepared.recipe.name!r} quantized nothing: no layer that it names is ever called")
+        native = [path for path, qconfig in prepared.native_only.items() if qconfig.mode != "float"]
+        why = "no layer that it names is ever called"
+        if native:
+            why = f"only PyTorch's own int8 quantizes what it names, such as {native[0]}: use --engine torch"
+        raise RecipeError(f"recipe {prepared.recipe.name!r} quantized nothing: {why}")
     if prepared.recipe.float_storage in HALVES:
         prepared.stored.update(_halved_weights(prepared, HALVES[prepared.recipe.float_storage]))
 

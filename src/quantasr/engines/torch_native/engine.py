@@ -6,19 +6,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from quantasr.engines.engine import ExecutedOp
+from quantasr.engines.torch_native.dynamic import RECURRENT
 from quantasr.engines.torch_native.trace import traced
 from quantasr.errors import EngineError
+from quantasr.quantize.layers import kind_of
 from quantasr.sources.asr_model import AsrModel
 from quantasr.speech.transcript import Waveform
 
@@ -98,22 +102,34 @@ def _scope(path: str) -> str:
 
 @contextmanager
 def float_products(module: nn.Module) -> Iterator[list[ExecutedOp]]:
-    """Record every convolution and matrix product that PyTorch itself runs, under the path of the module it is in."""
+    """Record every convolution and matrix product that PyTorch itself runs, under the path of the module it is in.
+
+    A recurrent layer counts as one: what PyTorch makes of it, and shows, depends on its size and type.
+    """
     stack: list[str] = []
+    loops: set[str] = set()
     found: list[ExecutedOp] = []
     handles = []
 
     def enter(path: str) -> Callable[..., None]:
         return lambda *_: stack.append(path)
 
-    def leave(*_: Any) -> None:
-        stack.pop()
+    def leave(part: nn.Module, args: tuple[Any, ...], _: Any) -> None:
+        path = stack.pop()
+        if path in loops and args:
+            weights = [p for name, p in part.named_parameters(recurse=False) if name.startswith("weight_")]
+            data = args[0].data if isinstance(args[0], PackedSequence) else args[0]
+            macs = prod(data.shape[:-1]) * sum(weight.numel() for weight in weights)
+            kind, node = str(kind_of(part)), f"{_scope(path)}/{len(found)}"
+            found.append(ExecutedOp(path, kind, _NAMES.get(weights[0].dtype, "other"), 0.0, {node: macs}))
 
     for path, part in module.named_modules():
+        if isinstance(part, tuple(RECURRENT)):
+            loops.add(path)
         handles.append(part.register_forward_pre_hook(enter(path)))
         handles.append(part.register_forward_hook(leave, always_call=True))
     try:
-        with _Products(stack, found):
+        with _Products(stack, found, loops):
             yield found
     finally:
         for handle in handles:
@@ -121,9 +137,10 @@ def float_products(module: nn.Module) -> Iterator[list[ExecutedOp]]:
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, stack: list[str], found: list[ExecutedOp]) -> None:
+    def __init__(self, stack: list[str], found: list[ExecutedOp], closed: set[str]) -> None:
+        """What runs in the modules ``closed`` is not recorded."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._stack, self._found = stack, found
+        self._stack, self._found, self._closed = stack, found, closed
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -132,10 +149,10 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         seconds = time.perf_counter() - begin
         count: Callable[..., int] | None = flop_registry.get(func.overloadpacket)
-        if count is not None:
+        path = self._stack[-1] if self._stack else ""
+        if count is not None and path not in self._closed:
             macs = count(*args, **(kwargs or {}), out_val=out) // 2
             given = next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-            path = self._stack[-1] if self._stack else ""
             node = f"{_scope(path)}/{func.overloadpacket.__name__}_{len(self._found)}"
             precision = _NAMES.get(given.dtype, str(given.dtype).removeprefix("torch."))
             self._found.append(ExecutedOp(path, func.overloadpacket.__name__, precision, seconds, {node: macs}))

@@ -187,7 +187,8 @@ def load_attention(interface: Any, where: str, provenance: dict[str, Any]) -> At
     name_scorers(interface)
     interface.eval()
     frontend = WaveFrontend(int(interface.audio_normalizer.sample_rate), normalize=False)
-    provenance = {"parameters": sum(p.numel() for p in interface.mods.parameters()), **provenance}
+    parameters = sum(p.numel() for p in interface.mods.parameters())
+    provenance = {"architecture": "EncoderDecoderASR", "parameters": parameters, **provenance}
     graph = AttentionGraph(interface)
     return AttentionModel(
         name=str(provenance.get("name") or where.rstrip("/").rpartition("/")[2]),
