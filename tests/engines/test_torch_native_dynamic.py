@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_nets import asr_model, recipe, waves
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from quantasr.engines.torch_native.backends import find_backend, usable_backends
 from quantasr.engines.torch_native.convert import Calibrated, calibrate_native, choose
 from quantasr.engines.torch_native.dynamic import PackedEmbedding, RecurrentModule
+from quantasr.engines.torch_native.engine import NativeEngine
 from quantasr.engines.torch_native.tensors import PackedWeight
 from quantasr.quantize import prepare
 
@@ -182,3 +184,29 @@ def test_what_stays_float_says_why() -> None:
     ):
         _, chosen = converted(body.eval(), rule)
         assert any(said in reason for reason in chosen.reasons.values()) and not chosen.plan.dynamic
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "float"])
+@pytest.mark.parametrize(
+    ("body", "width", "macs"),
+    [
+        # 7 frames of 16 values; an LSTM has four gates, a GRU three, each direction with 8 rows.
+        (lambda: First(nn.LSTM(16, 8, bidirectional=True, batch_first=True)), 16, 7 * 2 * 4 * 8 * (16 + 8)),
+        (lambda: First(nn.GRU(16, 8, num_layers=2, batch_first=True)), 8, 7 * 3 * 8 * ((16 + 8) + (8 + 8))),
+        (lambda: Steps(nn.GRUCell(16, 8)), 8, 7 * 3 * 8 * (16 + 8)),
+    ],
+)
+def test_a_recurrent_layer_counts_whole_wherever_it_runs(body: Any, width: int, macs: int, mode: str) -> None:
+    module = nn.Sequential(body(), nn.Linear(width, 24)).eval()
+    rules = [{"match": "*", "kind": "linear", "mode": "dynamic"}]
+    if mode == "dynamic":
+        rules.append(DYNAMIC)
+    calibrated, _ = converted(module, *rules)
+    model = asr_model(nn.Identity())
+    model.module = model.graph = calibrated.module
+    ops = NativeEngine(model, BACKENDS[0]).executed(np.zeros((1, 7 * 16), np.float32), np.array([7 * 16]))
+    counted = {"int8": 0, "fp32": 0}
+    for op in ops:
+        counted[op.precision] += op.macs
+    linear = 7 * width * 24
+    assert counted == ({"int8": linear + macs, "fp32": 0} if mode == "dynamic" else {"int8": linear, "fp32": macs})
