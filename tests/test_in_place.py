@@ -98,6 +98,16 @@ def test_layers_are_chosen_by_index(folders: dict[str, Path]) -> None:
     assert chosen == {"0"}
 
 
+def test_what_is_in_int8_already_is_refused(folders: dict[str, Path]) -> None:
+    asr = open_original(folders["sb-crdnn"])
+    recipe = Recipe("rnn", (Rule("encoder.model.RNN", {"mode": "dynamic"}),))
+    quantasr.quantize_in_place(asr, recipe, engine="torch:fbgemm", all_layers=True, seconds=1)
+    before = outputs(asr)
+    with pytest.raises(EngineError, match="in int8 already"):
+        quantasr.quantize_in_place(asr, recipe, engine="torch:fbgemm", all_layers=True, seconds=1)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(asr), before, strict=True))
+
+
 def identity(asr: Any) -> dict[str, tuple[int, int]]:
     return {name: (id(t), t.data_ptr()) for name, t in asr.mods.state_dict(keep_vars=True).items()}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantasr.artifact_parts import Waves
+from quantasr.engines.torch_native.convert import converted
 from quantasr.errors import CalibrationError, EngineError, ModelLoadError
 from quantasr.measure.report import native_table
 from quantasr.pipeline import Manifest, find_recipe, utterances_of
@@ -89,6 +90,8 @@ def quantize_in_place(
                 f"{type(original).__name__} is no recogniser that can be quantized where it is: give SpeechBrain's "
                 "EncoderASR or EncoderDecoderASR, or what quantasr.load_model gives"
             )
+    if converted(model.module):
+        raise EngineError(f"{model.name}: is in int8 already: load it again to quantize it in another way")
     options = NativeOptions.of(engine, timing=not all_layers, seconds=seconds)
     chosen = find_recipe(recipe, model.family)
     if not chosen.rules or chosen.compute not in ("auto", "fp32"):

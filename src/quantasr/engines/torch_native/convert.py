@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from quantasr.engines.torch_native.backends import Backend
+from quantasr.engines.torch_native.dynamic import RecurrentModule
 from quantasr.engines.torch_native.dynamic_plan import (
     Dynamic,
     find_dynamic,
@@ -191,6 +192,14 @@ def install(module: nn.Module, plan: Plan, weights: Mapping[str, Weights], *, si
             replace_module(module, original, kernel)
         else:
             put(original, kernel)
+
+
+def converted(module: nn.Module) -> bool:
+    """Whether some layer of ``module`` runs in int8 already."""
+    return any(
+        isinstance(part, RecurrentModule) or isinstance(vars(part).get("weight"), PackedWeight)
+        for part in module.modules()
+    )
 
 
 def replace_module(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
