@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_PIPED_WIDTH = 180
+_PIPED_WIDTH = 200
 
 
 def say(text: str) -> None:
