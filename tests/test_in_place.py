@@ -137,6 +137,17 @@ def test_bad_input_leaves_the_model_as_it_was(
     assert all(torch.equal(a, b) for a, b in zip(outputs(asr), expected, strict=True))
 
 
+def test_an_error_in_the_middle_leaves_attention_as_it_was(folders: dict[str, Path]) -> None:
+    asr = open_original(folders["sb-wav2vec2"])
+    config = asr.mods.encoder.wav2vec2.model.config
+    before, expected, attention = identity(asr), outputs(asr), config._attn_implementation
+    broken = [*speech(1), np.full(RATE, np.nan, np.float32)]
+    with pytest.raises(AudioError):
+        quantasr.quantize_in_place(asr, "published", calibration=broken, engine="torch:onednn", seconds=1)
+    assert config._attn_implementation == attention == "sdpa" and identity(asr) == before
+    assert all(torch.equal(a, b) for a, b in zip(outputs(asr), expected, strict=True))
+
+
 def test_what_is_no_recogniser() -> None:
     with pytest.raises(ModelLoadError, match="Linear is no recogniser that can be quantized where it is"):
         quantasr.quantize_in_place(nn.Linear(2, 2))

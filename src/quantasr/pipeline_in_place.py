@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from quantasr.artifact_parts import Waves
 from quantasr.engines.torch_native.convert import converted
@@ -83,33 +85,37 @@ def quantize_in_place(
 
     Raises the errors of each step: see :mod:`quantasr.errors`.
     """
-    if not isinstance(model, AsrModel):
-        original, model = model, adopt_model(model)
-        if model is None:
-            raise ModelLoadError(
-                f"{type(original).__name__} is no recogniser that can be quantized where it is: give SpeechBrain's "
-                "EncoderASR or EncoderDecoderASR, or what quantasr.load_model gives"
+    with ExitStack() as guard:
+        if isinstance(model, nn.Module):
+            # Adopting changes it too: what only a scorer holds gets a path.
+            guard.enter_context(unchanged_on_error(model))
+        if not isinstance(model, AsrModel):
+            original, model = model, adopt_model(model)
+            if model is None:
+                raise ModelLoadError(
+                    f"{type(original).__name__} is no recogniser that can be quantized where it is: give SpeechBrain's "
+                    "EncoderASR or EncoderDecoderASR, or what quantasr.load_model gives"
+                )
+        if converted(model.module):
+            raise EngineError(f"{model.name}: is in int8 already: load it again to quantize it in another way")
+        options = NativeOptions.of(engine, timing=not all_layers, seconds=seconds)
+        chosen = find_recipe(recipe, model.family)
+        if not chosen.rules or chosen.compute not in ("auto", "fp32"):
+            raise EngineError(
+                f"recipe {chosen.name!r}: a model that goes on in its own code has a float rest in fp32: "
+                "write a folder for half precision (quantasr quantize --engine torch)"
             )
-    if converted(model.module):
-        raise EngineError(f"{model.name}: is in int8 already: load it again to quantize it in another way")
-    options = NativeOptions.of(engine, timing=not all_layers, seconds=seconds)
-    chosen = find_recipe(recipe, model.family)
-    if not chosen.rules or chosen.compute not in ("auto", "fp32"):
-        raise EngineError(
-            f"recipe {chosen.name!r}: a model that goes on in its own code has a float rest in fp32: "
-            "write a folder for half precision (quantasr quantize --engine torch)"
-        )
-    check_fits(model, chosen)
-    waves = _waves(model, calibration, limit, trust)
-    if not len(waves) and _is_static(model, chosen):
-        raise CalibrationError(f"recipe {chosen.name!r} has static layers: give some speech as calibration")
-    if not len(waves):
-        # Nothing is to be measured, but which layers are called is to be seen.
-        waves = [np.random.default_rng(0).normal(0, 0.1, 2 * model.sample_rate).astype(np.float32)]
-    speech = list(islice(waves, _COMPARED))
-    with unchanged_on_error(model.module, model.graph):
-        found = convert_native(model, waves, speech, chosen, options, progress=progress, say=say)
-    return InPlace(model.name, found.backend, tuple(found.rows), found.measured, found.parity, tuple(found.notes))
+        check_fits(model, chosen)
+        waves = _waves(model, calibration, limit, trust)
+        if not len(waves) and _is_static(model, chosen):
+            raise CalibrationError(f"recipe {chosen.name!r} has static layers: give some speech as calibration")
+        if not len(waves):
+            # Nothing is to be measured, but which layers are called is to be seen.
+            waves = [np.random.default_rng(0).normal(0, 0.1, 2 * model.sample_rate).astype(np.float32)]
+        speech = list(islice(waves, _COMPARED))
+        with unchanged_on_error(model.module, model.graph):
+            found = convert_native(model, waves, speech, chosen, options, progress=progress, say=say)
+        return InPlace(model.name, found.backend, tuple(found.rows), found.measured, found.parity, tuple(found.notes))
 
 
 def _waves(

@@ -19,6 +19,9 @@ def unchanged_on_error(*modules: nn.Module) -> Iterator[None]:
     states = [(part, part.__class__, {key: _copy(value) for key, value in vars(part).items()}) for part in parts]
     # A parametrized module has a class of its own, which loses the property when the parametrization goes.
     properties = {kind: _properties(kind) for _, kind, _ in states if kind.__name__.startswith("Parametrized")}
+    # Frameworks' models read some of their ways (which attention) off a configuration that they share.
+    configs = [vars(part)["config"] for part in parts if hasattr(vars(part).get("config"), "__dict__")]
+    plain = [(config, dict(vars(config))) for config in configs]
     tensors = {id(t): (t, t.data, t.requires_grad) for part in parts for t in (*part.parameters(), *part.buffers())}
     try:
         yield
@@ -30,6 +33,9 @@ def unchanged_on_error(*modules: nn.Module) -> Iterator[None]:
             part.__class__ = kind
             vars(part).clear()
             vars(part).update(state)
+        for config, values in plain:
+            vars(config).clear()
+            vars(config).update(values)
         for tensor, data, requires_grad in tensors.values():
             tensor.data = data
             tensor.requires_grad_(requires_grad)

@@ -123,7 +123,6 @@ def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBr
     rate = int(getattr(interface.audio_normalizer, "sample_rate", 16000))
     with load_errors(where), quiet():
         head, frontend = _read_head(where, modules["encoder"], rate)
-        _use_eager_attention(modules)
         graph = CtcGraph(modules, head)
         samples, rows = _least_samples(where, graph, frontend)
         outputs = rows.shape[-1]
@@ -204,15 +203,6 @@ def _gives_probabilities(layer: Any) -> bool:
     from speechbrain.nnet.activations import Softmax
 
     return isinstance(layer, nn.Softmax) or (isinstance(layer, Softmax) and layer.act is nn.functional.softmax)
-
-
-def _use_eager_attention(modules: nn.Module) -> None:
-    """Have transformers' attention compute plain matrix products, in the simulation and in the graph."""
-    from transformers import PreTrainedModel
-
-    for part in modules.modules():
-        if isinstance(part, PreTrainedModel):
-            part.set_attn_implementation("eager")
 
 
 def _run(graph: CtcGraph, frontend: Frontend, samples: int) -> Tensor:

@@ -13,6 +13,7 @@ from quantasr.sources.wav2vec2.rewrites import rewrite as rewrite_wav2vec2
 
 def rewrite(module: nn.Module) -> None:
     """Give every part that has a better way its own ``forward``; weights and module paths stay as they are."""
+    _use_eager_attention(module)
     rewrite_wav2vec2(module)
     for path, part in module.named_modules():
         if type(part).__name__ in _PYTHON_LOOPS:
@@ -35,3 +36,12 @@ class _Refusal:
                 f"{self._path}: {type(part).__name__} is a loop over frames in Python, which no graph holds: quantize "
                 "the model for PyTorch instead (--engine torch)"
             )
+
+
+def _use_eager_attention(module: nn.Module) -> None:
+    """Have transformers' attention compute plain matrix products, in the simulation and in the graph."""
+    from transformers import PreTrainedModel
+
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            part.set_attn_implementation("eager")
