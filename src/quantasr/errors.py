@@ -12,6 +12,10 @@ class ModelLoadError(QuantasrError, ValueError):
     """A model folder or hub id cannot be loaded, or what it holds is not usable."""
 
 
+class KaldiFileError(ModelLoadError):
+    """A file of Kaldi or OpenFst is not what it should be; names the file and the byte offset."""
+
+
 class RecipeError(QuantasrError, ValueError):
     """A recipe is malformed, names something unknown, or matches no layer."""
 

@@ -1,0 +1,1 @@
+"""Kaldi's and OpenFst's files and objects, without Kaldi and without PyTorch."""
