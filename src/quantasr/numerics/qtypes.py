@@ -7,7 +7,7 @@ from typing import Any
 
 from quantasr.errors import RecipeError
 
-BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+BITS = tuple(range(2, 17))
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 
 HALF_FROM = 4096
@@ -18,7 +18,7 @@ HALF_FROM = 4096
 class QType:
     """An integer format for one tensor: ``real = (integer - zero_point) * scale``.
 
-    ``bits`` is 2 to 8 or 16. ``symmetric`` fixes ``zero_point`` at 0 and uses a signed range without its lowest
+    ``bits`` is 2 to 16. ``symmetric`` fixes ``zero_point`` at 0 and uses a signed range without its lowest
     value (-127..127 at 8 bits), so that negation is exact and products cannot overflow 16-bit pair sums sooner
     than they must; affine uses the unsigned range (0..255). ``granularity`` is one scale for the tensor, for each
     channel (a weight's output channels), or for each ``group_size`` inputs of each output channel.
@@ -34,7 +34,7 @@ class QType:
     def __post_init__(self) -> None:
         # 8.0 and True are equal to integers of BITS, but give formats that break later.
         if type(self.bits) is not int or self.bits not in BITS:
-            raise RecipeError(f"bits = {self.bits!r}: quantasr has {', '.join(map(str, BITS))}")
+            raise RecipeError(f"bits = {self.bits!r}: give 2 to 16")
         if not isinstance(self.symmetric, bool):
             raise RecipeError(f"symmetric = {self.symmetric!r}: write true or false")
         if self.granularity not in GRANULARITIES:

@@ -73,6 +73,8 @@ def find_dynamic(prepared: Prepared) -> Dynamic:
 def _refusal(kind: str, qconfig: QConfig, layer: nn.Module) -> str:
     """Why a layer cannot be dynamic; empty when it can."""
     half = qconfig.weight.bits == 16
+    if 8 < qconfig.weight.bits < 16:
+        return f"PyTorch has no kernel of {qconfig.weight.bits} bits: choose 8 or 16"
     if kind in _EMBEDDINGS:
         return "packed embeddings have 8 or 4 bits" if half else ""
     if kind not in ("linear", *RECURRENT.values()):
