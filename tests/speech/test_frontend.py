@@ -74,7 +74,7 @@ def test_unusable_waves_are_refused() -> None:
         FbankFrontend()(np.zeros(559, np.float32))
 
 
-@pytest.mark.parametrize("kind", sorted(FRONTENDS))
+@pytest.mark.parametrize("kind", sorted({*FRONTENDS} - {"kaldi"}))  # has arrays, too, and a test of its own
 def test_round_trip_through_json(kind: str) -> None:
     needed: dict[str, Any] = {"centres": (300.0, 900.0), "bandwidths": (250.0, 300.0)} if kind == "mel_db" else {}
     frontend = replace(FRONTENDS[kind](**needed), sample_rate=8000, padding_value=1.5)

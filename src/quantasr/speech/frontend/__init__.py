@@ -5,26 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quantasr.errors import ArtifactError
 from quantasr.speech.frontend.fbank import FbankFrontend
+from quantasr.speech.frontend.kaldi import KaldiFrontend
 from quantasr.speech.frontend.log_mel import LogMelFrontend
 from quantasr.speech.frontend.mel_db import MelDecibelFrontend
 from quantasr.speech.frontend.protocol import Frontend, collate
 from quantasr.speech.frontend.wave import WaveFrontend
 
-FRONTENDS: dict[str, type[WaveFrontend] | type[FbankFrontend] | type[LogMelFrontend] | type[MelDecibelFrontend]] = {
-    frontend.kind: frontend for frontend in (WaveFrontend, FbankFrontend, LogMelFrontend, MelDecibelFrontend)
+FRONTENDS: dict[
+    str,
+    type[WaveFrontend] | type[FbankFrontend] | type[LogMelFrontend] | type[MelDecibelFrontend] | type[KaldiFrontend],
+] = {
+    frontend.kind: frontend
+    for frontend in (WaveFrontend, FbankFrontend, LogMelFrontend, MelDecibelFrontend, KaldiFrontend)
 }
 
 
-def frontend_from_dict(row: Mapping[str, Any]) -> Frontend:
-    """The frontend that ``to_dict`` described; raises ArtifactError on an unknown kind or parameter."""
+def frontend_from_dict(row: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]] | None = None) -> Frontend:
+    """The frontend that ``to_dict`` described, with its ``arrays`` if it has any.
+
+    Raises ArtifactError on an unknown kind or parameter, and on an array that is missing.
+    """
     parameters = dict(row)
     kind = parameters.pop("kind", None)
     if kind not in FRONTENDS:
         raise ArtifactError(f"frontend kind {kind!r} is unknown; this version has {', '.join(sorted(FRONTENDS))}")
     try:
+        if kind == KaldiFrontend.kind:
+            return KaldiFrontend.from_dict(parameters, arrays or {})
         return FRONTENDS[kind](**parameters)
+    except KeyError as error:
+        raise ArtifactError(f"frontend {kind!r}: its array or parameter {error} is missing") from error
     except TypeError as error:
         raise ArtifactError(f"frontend {kind!r}: {error}; was the artifact written by a newer version?") from error
 
@@ -33,6 +48,7 @@ __all__ = [
     "FRONTENDS",
     "FbankFrontend",
     "Frontend",
+    "KaldiFrontend",
     "LogMelFrontend",
     "MelDecibelFrontend",
     "WaveFrontend",

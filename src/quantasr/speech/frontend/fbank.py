@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -97,9 +98,21 @@ class FbankFrontend:
 
 
 @lru_cache(maxsize=8)
-def mel_filters(sample_rate: int, fft_length: int, bins: int, low_frequency: float) -> NDArray[np.float64]:
-    """Kaldi's triangular filters, ``[fft_length // 2 + 1, bins]``: equally wide on the mel scale, peak 1."""
-    edges = np.linspace(_mel(low_frequency), _mel(sample_rate / 2), bins + 2)
+def mel_filters(
+    sample_rate: float,
+    fft_length: int,
+    bins: int,
+    low_frequency: float,
+    high_frequency: float | None = None,
+    warp: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+) -> NDArray[np.float64]:
+    """Kaldi's triangular filters, ``[fft_length // 2 + 1, bins]``: equally wide on the mel scale, peak 1.
+
+    ``high_frequency`` is half the sample rate if None; ``warp`` moves the filters' corners, in Hz.
+    """
+    edges = np.linspace(_mel(low_frequency), _mel(high_frequency or sample_rate / 2), bins + 2)
+    if warp is not None:
+        edges = _mel(warp(700.0 * np.expm1(edges / 1127.0)))
     points = _mel(np.arange(fft_length // 2 + 1) * (sample_rate / fft_length))[:, None]
     rising = (points - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - points) / (edges[2:] - edges[1:-1])
