@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quantasr.cli.options import add_command, add_decoder, add_engine, add_trust, open_recogniser
 from quantasr.cli.output import say, write_json
 from quantasr.errors import AudioError
-from quantasr.speech.ctc import BLOCK_SECONDS
+from quantasr.speech.frames import BLOCK_SECONDS
 from quantasr.speech.transcript import Word
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantasr.speech.ctc import GREEDY, AcousticModel, CtcTranscriber
+from quantasr.speech.ctc import GREEDY, CtcTranscriber
 from quantasr.speech.decoding import CtcDecoder
+from quantasr.speech.frames import AcousticModel
 from quantasr.speech.frontend import Frontend, collate
 from quantasr.speech.tokenizer import CtcTokenizer
 from quantasr.speech.transcript import Transcriber, Waveform

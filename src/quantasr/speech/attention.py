@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantasr.errors import AudioError, RecipeError
-from quantasr.speech.ctc import BLOCK_SECONDS, check_waves
+from quantasr.speech.frames import BLOCK_SECONDS, check_waves
+from quantasr.speech.pauses import PauseCutter
 from quantasr.speech.transcript import Transcript, Waveform
 
 CHUNK_SECONDS = 40.0
 """The longest piece that is heard at once, unless asked otherwise; LibriSpeech's longest recording has 35 s."""
-
-_PAUSE_SECONDS = 0.2
-_REST_SECONDS = 1.0  # a decoder makes things up for a rest shorter than a word
 
 
 class Recognise(Protocol):
@@ -62,12 +59,10 @@ class AttentionTranscriber:
             )
         if batch_size < 1:
             raise RecipeError(f"batch_size is {batch_size}; it must be at least 1")
-        if chunk_seconds and chunk_seconds < 4 * _REST_SECONDS:
-            raise RecipeError(f"chunk_seconds is {chunk_seconds}; give {4 * _REST_SECONDS:.0f} or more, or 0")
         self._recognise, self._encode = recognise, encode
         self._name = name
         self._rate = sample_rate
-        self._limit = round(chunk_seconds * sample_rate)
+        self.pieces = PauseCutter(chunk_seconds, sample_rate)
         self.min_samples = min_samples
 
     @property
@@ -116,26 +111,3 @@ class AttentionTranscriber:
             raise RecipeError(f"{self.name}: its encoder cannot be run alone")
         check_waves([wave])
         return partial(self._encode, np.pad(wave, (0, max(0, self.min_samples - wave.size))))
-
-    def pieces(self, blocks: Iterable[Waveform]) -> Iterator[Waveform]:
-        """The recording as it is heard: whole, or cut at pauses; the pieces together are the recording."""
-        rest = np.zeros(0, np.float32)
-        margin = round(_REST_SECONDS * self._rate)
-        for block in blocks:
-            rest = np.concatenate([rest, block])
-            while self._limit and rest.size >= self._limit + margin:
-                cut = self._quietest(rest, self._limit)
-                yield rest[:cut]
-                rest = rest[cut:]
-        if self._limit and rest.size > self._limit:
-            cut = self._quietest(rest, rest.size - margin)
-            yield rest[:cut]
-            rest = rest[cut:]
-        if rest.size:
-            yield rest
-
-    def _quietest(self, wave: Waveform, end: int) -> int:
-        """Where to cut: the middle of the quietest fifth of a second between half of the limit and ``end``."""
-        begin, width = self._limit // 2, round(_PAUSE_SECONDS * self._rate)
-        total: NDArray[np.float64] = np.cumsum(np.square(wave[begin:end], dtype=np.float64))
-        return begin + int(np.argmin(total[width:] - total[:-width])) + width // 2

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby, islice
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.errors import AudioError, ModelLoadError, RecipeError
 from quantasr.speech.decoding import CtcDecoder, Decoded, GreedyDecoder, decode
-from quantasr.speech.frontend import Frontend, collate
+from quantasr.speech.frames import AcousticModel, FrameTranscriber, check_waves
+from quantasr.speech.frontend import Frontend
 from quantasr.speech.long_form import Windows, join
 from quantasr.speech.tokenizer import CtcTokenizer
 from quantasr.speech.transcript import Transcript, Waveform, Word
 
 GREEDY = GreedyDecoder()
 
-BLOCK_SECONDS = 10.0
-"""How much of a file is read at once."""
 
-
-class AcousticModel(Protocol):
-    """Features in, log-probabilities out: the float original, its simulation, or a graph on an engine."""
-
-    @property
-    def padded_batches(self) -> bool:
-        """False for a model trained without an attention mask: padding would change what it hears, so only
-        recordings of equal length may share a batch."""
-        ...
-
-    def __call__(
-        self, features: NDArray[np.float32], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """``[batch, time(, bins)]``, ``[batch]`` -> logprobs ``[batch, frames, vocab]``, frame counts ``[batch]``."""
-        ...
-
-
-class CtcTranscriber:
+class CtcTranscriber(FrameTranscriber):
     """A :class:`~quantasr.speech.transcript.Transcriber` around an acoustic model.
 
     ``frame_seconds`` is the time from one output frame to the next. Recordings longer than ``chunk_seconds`` are cut
@@ -61,29 +40,19 @@ class CtcTranscriber:
         overlap_seconds: float = 5.0,
         batch_size: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise RecipeError(f"batch_size is {batch_size}; it must be at least 1")
-        self.acoustic = acoustic
-        self.frontend = frontend
+        super().__init__(
+            acoustic,
+            frontend,
+            name=name,
+            frame_seconds=frame_seconds,
+            min_samples=min_samples,
+            batch_size=batch_size,
+        )
         self.tokenizer = tokenizer
         self.decoder = decoder
-        self.frame_seconds = frame_seconds
-        self.min_samples = min_samples
-        self.batch_size = batch_size
-        self._name = name
         self._windows: Windows | None = None
         if chunk_seconds:
             self._windows = Windows.of_seconds(chunk_seconds, overlap_seconds, frame_seconds, frontend.sample_rate)
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-        return self._name
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second that the waves must have."""
-        return self.frontend.sample_rate
 
     def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
         """Transcribe a batch; the text of each is the same as when it is transcribed alone.
@@ -112,28 +81,11 @@ class CtcTranscriber:
         decoded = self._decode_long(counted())
         return self._transcript(decoded, size)
 
-    def transcribe_file(self, path: str | Path, *, start: float = 0.0, duration: float | None = None) -> Transcript:
-        """Transcribe an audio file of any length, rate and channel count, or a segment of it, block by block.
-
-        Times are counted from ``start``. Raises AudioError, naming the file, when it cannot be used.
-        """
-        # Here, so that importing this module loads no audio library.
-        from quantasr.speech.audio import stream_audio
-
-        blocks = stream_audio(Path(path), self.sample_rate, BLOCK_SECONDS, start=start, duration=duration)
-        return self.transcribe_stream(blocks)
-
     def logprobs(self, waves: Sequence[Waveform]) -> list[NDArray[np.float32]]:
         """What the acoustic model says of each wave, ``[frames, vocab]``; windows of long ones are joined."""
         check_waves(waves)
         found = dict(self._short(waves))
         return [found[i] if i in found else np.concatenate(list(self._long([w]))) for i, w in enumerate(waves)]
-
-    def encoder_call(self, wave: Waveform) -> Callable[[], object]:
-        """A call that runs the acoustic model alone on the features of one wave, to be timed."""
-        check_waves([wave])
-        features = collate([self.frontend(self._filled(wave))], self.frontend.padding_value)
-        return lambda: self.acoustic(*features)
 
     def _decode_long(self, blocks: Iterable[Waveform]) -> Decoded:
         stream = self.decoder.stream(self.tokenizer)
@@ -163,29 +115,6 @@ class CtcTranscriber:
                 for i, logprobs in zip(batch, self._run([waves[i] for i in batch]), strict=True):
                     yield some[i].start // windows.hop, logprobs
 
-    def _batches(self, order: list[int], waves: Sequence[Waveform]) -> Iterator[list[int]]:
-        """``order`` cut in batches; of equal lengths only, where padding would change the result."""
-        alike = [order]
-        if not self.acoustic.padded_batches:
-            alike = [list(group) for _, group in groupby(order, key=lambda i: max(waves[i].size, self.min_samples))]
-        for group in alike:
-            for start in range(0, len(group), self.batch_size):
-                yield group[start : start + self.batch_size]
-
-    def _run(self, waves: Sequence[Waveform]) -> list[NDArray[np.float32]]:
-        """Log-probabilities of one batch."""
-        features = [self.frontend(self._filled(wave)) for wave in waves]
-        logprobs, frames = self.acoustic(*collate(features, self.frontend.padding_value))
-        found = [row[:count] for row, count in zip(logprobs, frames.tolist(), strict=True)]
-        if any(np.isnan(row).any() for row in found):
-            raise ModelLoadError(f"model '{self.name}' gives NaN log-probabilities; its weights or scales are damaged")
-        return found
-
-    def _filled(self, wave: Waveform) -> Waveform:
-        if wave.size == 0:
-            raise AudioError("recording has no samples")
-        return np.pad(wave, (0, max(0, self.min_samples - wave.size)))
-
     def _transcript(self, decoded: Decoded, samples: int) -> Transcript:
         duration = samples / self.sample_rate
         # Zeros that filled up a short recording are no part of it.
@@ -194,12 +123,3 @@ class CtcTranscriber:
             for w in decoded.words
         )
         return Transcript(decoded.text, duration, tuple(words), decoded.score)
-
-
-def check_waves(waves: Sequence[Waveform]) -> None:
-    """Raise AudioError, naming the wave by its index, unless all are mono, finite, and have samples."""
-    for i, wave in enumerate(waves):
-        if wave.ndim != 1 or wave.size == 0:
-            raise AudioError(f"wave {i}: shape {list(wave.shape)}; one channel with at least one sample is needed")
-        if not np.isfinite(wave).all():
-            raise AudioError(f"wave {i}: holds NaN or infinite samples; the recording is damaged")

@@ -1,0 +1,129 @@
+"""What recognisers share whose model says something of every frame: features, batches, and the model itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantasr.errors import AudioError, ModelLoadError, RecipeError
+from quantasr.speech.frontend import Frontend, collate
+from quantasr.speech.transcript import Transcript, Waveform
+
+BLOCK_SECONDS = 10.0
+"""How much of a file is read at once."""
+
+
+class AcousticModel(Protocol):
+    """Features in, log-probabilities out: the float original, its simulation, or a graph on an engine."""
+
+    @property
+    def padded_batches(self) -> bool:
+        """False for a model trained without an attention mask: padding would change what it hears, so only
+        recordings of equal length may share a batch."""
+        ...
+
+    def __call__(
+        self, features: NDArray[np.float32], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """``[batch, time(, bins)]``, ``[batch]`` -> logprobs ``[batch, frames, vocab]``, frame counts ``[batch]``."""
+        ...
+
+
+class FrameTranscriber(ABC):
+    """The half of a :class:`~quantasr.speech.transcript.Transcriber` that ends with log-probabilities of frames.
+
+    ``frame_seconds`` is the time from one output frame to the next. Recordings shorter than ``min_samples``, the
+    model's receptive field, are filled up with zeros.
+    """
+
+    def __init__(
+        self,
+        acoustic: AcousticModel,
+        frontend: Frontend,
+        *,
+        name: str,
+        frame_seconds: float,
+        min_samples: int,
+        batch_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise RecipeError(f"batch_size is {batch_size}; it must be at least 1")
+        self.acoustic = acoustic
+        self.frontend = frontend
+        self.frame_seconds = frame_seconds
+        self.min_samples = min_samples
+        self.batch_size = batch_size
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return self._name
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that the waves must have."""
+        return self.frontend.sample_rate
+
+    @abstractmethod
+    def transcribe_stream(self, blocks: Iterable[Waveform]) -> Transcript:
+        """Transcribe one recording that comes in blocks of any size."""
+
+    @abstractmethod
+    def logprobs(self, waves: Sequence[Waveform]) -> list[NDArray[np.float32]]:
+        """What the acoustic model says of each wave, ``[frames, vocab]``."""
+
+    def transcribe_file(self, path: str | Path, *, start: float = 0.0, duration: float | None = None) -> Transcript:
+        """Transcribe an audio file of any length, rate and channel count, or a segment of it, block by block.
+
+        Times are counted from ``start``. Raises AudioError, naming the file, when it cannot be used.
+        """
+        # Here, so that importing this module loads no audio library.
+        from quantasr.speech.audio import stream_audio
+
+        blocks = stream_audio(Path(path), self.sample_rate, BLOCK_SECONDS, start=start, duration=duration)
+        return self.transcribe_stream(blocks)
+
+    def encoder_call(self, wave: Waveform) -> Callable[[], object]:
+        """A call that runs the acoustic model alone on the features of one wave, to be timed."""
+        check_waves([wave])
+        features = collate([self.frontend(self._filled(wave))], self.frontend.padding_value)
+        return lambda: self.acoustic(*features)
+
+    def _batches(self, order: list[int], waves: Sequence[Waveform]) -> Iterator[list[int]]:
+        """``order`` cut in batches; of equal lengths only, where padding would change the result."""
+        alike = [order]
+        if not self.acoustic.padded_batches:
+            alike = [list(group) for _, group in groupby(order, key=lambda i: max(waves[i].size, self.min_samples))]
+        for group in alike:
+            for start in range(0, len(group), self.batch_size):
+                yield group[start : start + self.batch_size]
+
+    def _run(self, waves: Sequence[Waveform]) -> list[NDArray[np.float32]]:
+        """Log-probabilities of one batch."""
+        features = [self.frontend(self._filled(wave)) for wave in waves]
+        logprobs, frames = self.acoustic(*collate(features, self.frontend.padding_value))
+        found = [row[:count] for row, count in zip(logprobs, frames.tolist(), strict=True)]
+        if any(np.isnan(row).any() for row in found):
+            raise ModelLoadError(f"model '{self.name}' gives NaN log-probabilities; its weights or scales are damaged")
+        return found
+
+    def _filled(self, wave: Waveform) -> Waveform:
+        if wave.size == 0:
+            raise AudioError("recording has no samples")
+        return np.pad(wave, (0, max(0, self.min_samples - wave.size)))
+
+
+def check_waves(waves: Sequence[Waveform]) -> None:
+    """Raise AudioError, naming the wave by its index, unless all are mono, finite, and have samples."""
+    for i, wave in enumerate(waves):
+        if wave.ndim != 1 or wave.size == 0:
+            raise AudioError(f"wave {i}: shape {list(wave.shape)}; one channel with at least one sample is needed")
+        if not np.isfinite(wave).all():
+            raise AudioError(f"wave {i}: holds NaN or infinite samples; the recording is damaged")
