@@ -144,6 +144,10 @@ class Reader:
         """A signed integer of 64 bits."""
         return self._int(8, signed=True)
 
+    def read_uint32(self) -> int:
+        """An unsigned integer of 32 bits."""
+        return self._int(4, signed=False)
+
     def read_uint64(self) -> int:
         """An unsigned integer of 64 bits."""
         return self._int(8, signed=False)

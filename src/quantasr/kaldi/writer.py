@@ -48,6 +48,10 @@ class Writer:
         """A signed integer of 64 bits."""
         self._int(value, 8, signed=True)
 
+    def write_uint32(self, value: int) -> None:
+        """An unsigned integer of 32 bits."""
+        self._int(value, 4, signed=False)
+
     def write_uint64(self, value: int) -> None:
         """An unsigned integer of 64 bits."""
         self._int(value, 8, signed=False)
