@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantasr.errors import ModelLoadError
-from quantasr.kaldi.cmvn import OnlineCmvn, read_cmvn_stats
+from quantasr.kaldi.cmvn import OPTIONS, OnlineCmvn, read_cmvn_stats
 from quantasr.kaldi.matrices import unpack_symmetric
 from quantasr.kaldi.options import Option, fill, parse_options, read_options
 from quantasr.kaldi.stream import Reader
 
-_VOSK_MAX_COUNT = 100.0  # what Vosk sets for all of its models
+# What Vosk sets for all of its models.
+_VOSK_MAX_COUNT = 100.0
+_VOSK_MIN_ENERGY = 50.0
 _FILES = {
     "lda-matrix": "final.mat",
     "global-cmvn-stats": "global_cmvn.stats",
@@ -180,8 +182,9 @@ ARRAYS = tuple(item.name for item in fields(IvectorExtractor) if item.name not i
 def load_extractor(where: str | Path, *, max_count: float | None = None) -> IvectorExtractor:
     """The extractor of a Vosk ``ivector`` folder, a Kaldi ``extractor`` folder, or an ``ivector_extractor.conf``.
 
-    A folder with ``splice.conf`` is Vosk's, which sets ``max_count`` to 100; Kaldi's has ``splice_opts`` and does not.
-    ``max_count`` here wins over both. Raises ModelLoadError with the file on anything that is missing or does not fit.
+    A folder with ``splice.conf`` is Vosk's, which sets ``max_count`` to 100 and CMVN's ``min_energy`` to 50; Kaldi's
+    has ``splice_opts`` and sets neither. ``max_count`` here wins over both. Raises ModelLoadError with the file on
+    anything that is missing or does not fit.
     """
     where = Path(where)
     conf = next(
@@ -192,7 +195,7 @@ def load_extractor(where: str | Path, *, max_count: float | None = None) -> Ivec
         ),
         None,
     )
-    files, options = _from_conf(conf) if conf else _from_folder(where)
+    files, options, cmvn = _from_conf(conf) if conf else _from_folder(where)
     splicing = {"left-context": "splice_left", "right-context": "splice_right"}
     options = fill(options, _splice_options(files["splice-config"]), splicing)
     if max_count is not None:
@@ -212,13 +215,13 @@ def load_extractor(where: str | Path, *, max_count: float | None = None) -> Ivec
             inverse_variances,
             offset,
             options,
-            OnlineCmvn.from_options(read_options(files["cmvn-config"])),
+            fill(cmvn, read_options(files["cmvn-config"]), OPTIONS),
         )
     except ModelLoadError as error:
         raise ModelLoadError(f"{where}: {error}") from error
 
 
-def _from_folder(folder: Path) -> tuple[dict[str, Path], IvectorOptions]:
+def _from_folder(folder: Path) -> tuple[dict[str, Path], IvectorOptions, OnlineCmvn]:
     files = {name: folder / file for name, file in _FILES.items()}
     vosk = files["splice-config"].is_file()
     if not vosk:
@@ -228,10 +231,12 @@ def _from_folder(folder: Path) -> tuple[dict[str, Path], IvectorOptions]:
             raise ModelLoadError(
                 f"{path}: there is no such file; an i-vector extractor needs {', '.join(_FILES.values())}"
             )
-    return files, IvectorOptions(max_count=_VOSK_MAX_COUNT if vosk else 0.0)
+    if vosk:
+        return files, IvectorOptions(max_count=_VOSK_MAX_COUNT), OnlineCmvn(min_energy=_VOSK_MIN_ENERGY)
+    return files, IvectorOptions(), OnlineCmvn()
 
 
-def _from_conf(conf: Path) -> tuple[dict[str, Path], IvectorOptions]:
+def _from_conf(conf: Path) -> tuple[dict[str, Path], IvectorOptions, OnlineCmvn]:
     options = read_options(conf)
     for name in _FILES:
         if name not in options:
@@ -239,7 +244,7 @@ def _from_conf(conf: Path) -> tuple[dict[str, Path], IvectorOptions]:
     files = {name: options[name].file() for name in _FILES}
     names = {item.name.replace("_", "-"): item.name for item in fields(IvectorOptions)}
     found: IvectorOptions = fill(IvectorOptions(), {k: v for k, v in options.items() if k not in _FILES}, names)
-    return files, found
+    return files, found, OnlineCmvn()
 
 
 def _splice_options(path: Path) -> dict[str, Option]:

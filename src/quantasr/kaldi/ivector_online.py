@@ -117,12 +117,12 @@ class OnlineIvectors:
             return
         extractor, options = self.extractor, self.extractor.options
         speaker = self._speaker.cmvn if self._speaker else None
-        normal = extractor.cmvn(self._features, extractor.global_cmvn, speaker)
-        normal = transform(splice(normal, options.splice_left, options.splice_right), extractor.lda)
+        around = {"left": options.splice_left, "right": options.splice_right}
+        normal = transform(extractor.cmvn(self._features, extractor.global_cmvn, speaker, **around), extractor.lda)
         if options.online_cmvn_iextractor:
             self._inputs = normal
         else:
-            self._inputs = transform(splice(self._features, options.splice_left, options.splice_right), extractor.lda)
+            self._inputs = transform(splice(self._features, **around), extractor.lda)
         found = normal @ extractor.ubm_means_invvars.T
         found += np.square(normal) @ (np.float32(-0.5) * extractor.ubm_inv_vars.T)
         found += extractor.gconsts
