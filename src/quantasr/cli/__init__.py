@@ -14,7 +14,7 @@ from quantasr.cli.output import say
 from quantasr.errors import QuantasrError
 from quantasr.version import __version__
 
-COMMANDS = ("quantize", "evaluate", "transcribe", "bench", "inspect", "sensitivity", "demo")
+COMMANDS = ("quantize", "evaluate", "transcribe", "bench", "inspect", "sensitivity", "compile-graph", "demo")
 
 OK, FAILED, USAGE, PARTLY, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes; PARTLY: some recordings were not usable or are suspicious, which was reported, and the rest was done."""
@@ -31,7 +31,7 @@ def parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"quantasr {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in commands:
-        command = import_module(f"quantasr.cli.{name}")
+        command = import_module(f"quantasr.cli.{name.replace('-', '_')}")
         command.add(subparsers).set_defaults(run=command.run)
     return top
 

@@ -1,0 +1,26 @@
+"""Decoding graphs from lexicon, grammar, tree and transition model, with kaldifst and without Kaldi."""
+
+from quantasr.kaldi.compile.grammar import grammar_fst, sentences, word_loop, word_table
+from quantasr.kaldi.compile.graph import Graph, GraphOptions, compile_graph, write_graph
+from quantasr.kaldi.compile.lexicon import Pronunciation, read_lexicon
+from quantasr.kaldi.compile.make import Made, make_graph
+from quantasr.kaldi.compile.tree import ContextTree, read_tree, tree_of, write_tree
+
+__all__ = [
+    "ContextTree",
+    "Graph",
+    "GraphOptions",
+    "Made",
+    "Pronunciation",
+    "compile_graph",
+    "grammar_fst",
+    "make_graph",
+    "read_lexicon",
+    "read_tree",
+    "sentences",
+    "tree_of",
+    "word_loop",
+    "word_table",
+    "write_graph",
+    "write_tree",
+]
