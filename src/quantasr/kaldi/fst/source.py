@@ -17,14 +17,14 @@ ALIGNMENT = 16
 
 
 class Source:
-    """The bytes of a file, mapped, with a position; whatever goes wrong is a KaldiFileError with the offset."""
+    """The bytes of a file, mapped (changes stay in memory), with a position; whatever goes wrong is a KaldiFileError with the offset."""
 
     def __init__(self, path: str | Path, data: bytes | None = None) -> None:
         self.path = str(path)
         if data is None:
             try:
                 with Path(path).open("rb") as file:
-                    self.data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self.data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
                 raise KaldiFileError(f"{path}: cannot be read as an FST: {error}") from None
         else:
@@ -69,7 +69,7 @@ class Source:
         return raw.decode("utf-8", "replace")
 
     def array(self, dtype: DTypeLike, count: int) -> NDArray[Any]:
-        """``count`` values, a read-only view of the file where they are aligned."""
+        """``count`` values: the mapped file itself where they are aligned, a copy elsewhere."""
         kind = np.dtype(dtype)
         if count < 0 or count * kind.itemsize > self.left:
             raise self.error(f"{count} values of {kind.itemsize} bytes are announced, {self.left} bytes are left")

@@ -1,0 +1,69 @@
+"""The files that a decoder is made of, and how an artifact keeps them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantasr.errors import ArtifactError, ModelLoadError
+from quantasr.speech.lattice.decoder import LatticeDecoder, LatticeOptions
+
+GRAPH_FILES = ("HCLG.fst", "HCLr.fst", "Gr.fst", "words.txt", "disambig_tid.int")
+"""What :func:`read_graph` may read of a folder."""
+
+TRANSITIONS = "transitions.npy"
+
+
+@dataclass(frozen=True)
+class DecodingFiles:
+    """A decoding graph on disk with the model's transition-ids; nothing is read before :attr:`decoder` is asked for.
+
+    ``pdf_of_tid`` ``[transition-ids + 1]``: the column of the log-likelihoods of each transition-id.
+    """
+
+    files: Mapping[str, Path]
+    pdf_of_tid: NDArray[np.int32] = field(compare=False)
+    options: LatticeOptions = field(default_factory=LatticeOptions)
+
+    @cached_property
+    def decoder(self) -> LatticeDecoder:
+        """Read the graph, once. Raises KaldiFileError where it does not fit, MissingExtraError without numba."""
+        from quantasr.speech.lattice.graph import read_graph
+
+        folder = next(iter(self.files.values())).parent
+        graph, words = read_graph(folder)
+        return LatticeDecoder(graph, self.pdf_of_tid, words, self.options)
+
+    def copy_to(self, folder: Path) -> dict[str, Any]:
+        """Copy the files into an artifact; gives what its ``decoding`` says, for :meth:`read`."""
+        for name, path in self.files.items():
+            shutil.copyfile(path, folder / name)
+        np.save(folder / TRANSITIONS, self.pdf_of_tid)
+        return {"options": self.options.to_dict(), "files": sorted(self.files)}
+
+    @classmethod
+    def read(cls, decoding: Mapping[str, Any], folder: Path) -> DecodingFiles:
+        """What :meth:`copy_to` left in ``folder``; raises ArtifactError."""
+        try:
+            names = list(decoding["files"])
+            pdf_of_tid = np.load(folder / TRANSITIONS, allow_pickle=False)
+            if not set(names) <= set(GRAPH_FILES) or pdf_of_tid.ndim != 1 or pdf_of_tid.dtype != np.int32:
+                raise ValueError("unknown files or transition-ids")
+            return cls({n: folder / n for n in names}, pdf_of_tid, LatticeOptions.from_dict(decoding["options"]))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise ArtifactError(f"{folder}: decoding: {error}; was it written by a newer version?") from error
+
+
+def find_graph(folder: Path) -> dict[str, Path]:
+    """The files of a graph in ``folder``; raises ModelLoadError where there is none."""
+    found = {name: folder / name for name in GRAPH_FILES if (folder / name).is_file()}
+    if "HCLG.fst" not in found and not {"HCLr.fst", "Gr.fst"} <= set(found):
+        raise ModelLoadError(f"{folder}: has neither an HCLG.fst nor an HCLr.fst with a Gr.fst")
+    return found

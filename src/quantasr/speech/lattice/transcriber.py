@@ -1,0 +1,119 @@
+"""A hybrid recogniser: log-likelihoods of states, and the best path through a graph of words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantasr.errors import AudioError, ModelLoadError, RecipeError
+from quantasr.speech.frames import AcousticModel, FrameTranscriber, check_waves
+from quantasr.speech.frontend import Frontend
+from quantasr.speech.lattice.decoder import LatticeDecoder
+from quantasr.speech.lattice.files import DecodingFiles
+from quantasr.speech.lattice.lattice import Lattice
+from quantasr.speech.pauses import PauseCutter
+from quantasr.speech.transcript import Transcript, Waveform, Word
+
+CHUNK_SECONDS = 60.0
+"""The longest piece that is searched at once, unless asked otherwise: lattices of hours would fill the memory."""
+
+
+class LatticeTranscriber(FrameTranscriber):
+    """A :class:`~quantasr.speech.transcript.Transcriber` around an acoustic model and a decoding graph.
+
+    Recordings longer than ``chunk_seconds`` are cut where they are quietest in the second half of each piece, and each
+    piece is searched alone: 0 never cuts. Recordings shorter than ``min_samples`` are filled up with zeros.
+    """
+
+    def __init__(
+        self,
+        acoustic: AcousticModel,
+        frontend: Frontend,
+        *,
+        name: str,
+        frame_seconds: float,
+        min_samples: int,
+        decoder: DecodingFiles | LatticeDecoder | None,
+        chunk_seconds: float = CHUNK_SECONDS,
+        batch_size: int = 1,
+    ) -> None:
+        """``decoder``: None where only log-likelihoods are wanted; of files, the graph is read when it is needed."""
+        super().__init__(
+            acoustic,
+            frontend,
+            name=name,
+            frame_seconds=frame_seconds,
+            min_samples=min_samples,
+            batch_size=batch_size,
+        )
+        if decoder is not None and not isinstance(decoder, DecodingFiles | LatticeDecoder):
+            raise RecipeError(f"{name}: searches a graph of words: --lm and --beam-width are for CTC models")
+        self._decoder = decoder
+        self._cutter = PauseCutter(chunk_seconds, frontend.sample_rate)
+
+    @property
+    def decoder(self) -> LatticeDecoder:
+        """The search; its graph is read when this is first asked for."""
+        if self._decoder is None:
+            raise ModelLoadError(
+                f"{self.name}: has no decoding graph beside it: make one with 'quantasr compile-graph', or copy "
+                f"HCLG.fst and words.txt into its folder 'graph'"
+            )
+        return self._decoder.decoder if isinstance(self._decoder, DecodingFiles) else self._decoder
+
+    def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
+        """Transcribe a batch; the text of each is the same as when it is transcribed alone.
+
+        Raises AudioError, naming the wave by its index, when one is empty, not mono, or holds NaN.
+        """
+        check_waves(waves)
+        pieces = [list(self._cutter([wave])) for wave in waves]
+        flat = [piece for parts in pieces for piece in parts]
+        heard = iter(self.lattices(flat))
+        return [self._joined([next(heard) for _ in parts], [p.size for p in parts]) for parts in pieces]
+
+    def transcribe_stream(self, blocks: Iterable[Waveform]) -> Transcript:
+        """Transcribe one recording that comes in blocks of any size; one piece of it is held at a time."""
+        lattices, sizes = [], []
+        for piece in self._cutter(blocks):
+            check_waves([piece])
+            sizes.append(piece.size)
+            lattices.extend(self.lattices([piece]))
+        if not sizes:
+            raise AudioError("recording has no samples")
+        return self._joined(lattices, sizes)
+
+    def logprobs(self, waves: Sequence[Waveform]) -> list[NDArray[np.float32]]:
+        """What the acoustic model says of each wave, ``[frames, pdfs]``, whole."""
+        check_waves(waves)
+        found: dict[int, NDArray[np.float32]] = {}
+        order = sorted(range(len(waves)), key=lambda i: waves[i].size)
+        for batch in self._batches(order, waves):
+            found.update(zip(batch, self._run([waves[i] for i in batch]), strict=True))
+        return [found[i] for i in range(len(waves))]
+
+    def lattices(self, waves: Sequence[Waveform]) -> list[Lattice]:
+        """The lattice of each wave, searched whole."""
+        return [self.decoder(logprobs) for logprobs in self.logprobs(waves)]
+
+    def _joined(self, lattices: Sequence[Lattice], sizes: Sequence[int]) -> Transcript:
+        """The best paths of a recording's pieces, one after the other."""
+        words: list[Word] = []
+        texts, frames, cost, start = [], 0, 0.0, 0
+        duration = sum(sizes) / self.sample_rate
+        for lattice, size in zip(lattices, sizes, strict=True):
+            best = lattice.best_path()
+            texts.append(lattice.text(best.words))
+            frames += lattice.frames
+            cost += best.total
+            at = start / self.sample_rate
+            for word, begin, end in zip(best.words, best.begin, best.end, strict=True):
+                times = (min(at + frame * self.frame_seconds, duration) for frame in (begin, end))
+                words.append(Word(lattice.text((word,)), *times))
+            start += size
+        score = -cost / max(1, frames)
+        return Transcript(
+            " ".join(t for t in texts if t), duration, tuple(words), score if np.isfinite(score) else None
+        )
