@@ -24,7 +24,7 @@ from quantasr.quantize import Prepared, calibrate, convert, prepare
 from quantasr.quantize.prepare import check_fits
 from quantasr.recipes import Recipe, builtin_names, builtin_recipe
 from quantasr.runtime import EngineAcousticModel
-from quantasr.sources import AsrModel, CtcModel, load_model
+from quantasr.sources import AsrModel, FrameModel, load_model
 from quantasr.speech.manifest import Utterance, check_disjoint, read_manifest
 from quantasr.speech.transcript import Waveform
 
@@ -94,7 +94,7 @@ def quantize(
             model, output, utterances, speech, chosen, native, overwrite=overwrite, progress=progress, say=say
         )
 
-    if not isinstance(model, CtcModel):
+    if not isinstance(model, FrameModel):
         raise EngineError(
             f"{model.name}: its decoder ({model.decoder}) runs in its own framework only: "
             f"quantize it with --engine {TORCH}"
@@ -106,7 +106,7 @@ def quantize(
 
 
 def _quantize_graph(
-    model: CtcModel,
+    model: FrameModel,
     output: Path,
     utterances: Sequence[Utterance],
     recipe: Recipe,
@@ -163,7 +163,7 @@ def utterances_of(manifest: Manifest, *, trust: bool = False) -> list[Utterance]
 
 
 def _check_float(
-    model: CtcModel, graph: Path, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]
+    model: FrameModel, graph: Path, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]
 ) -> Agreement:
     """Compare the original with its float graph; :class:`ArtifactError` if they differ."""
     found = agreement(original, _graph_logprobs(model, graph, "onnxruntime", speech))
@@ -181,7 +181,7 @@ def _graph_bytes(folder: Path) -> int:
 
 
 def _check_quantized(
-    model: CtcModel,
+    model: FrameModel,
     prepared: Prepared,
     graph: Path,
     speech: Sequence[Waveform],
@@ -213,6 +213,6 @@ def _check_quantized(
     return rows
 
 
-def _graph_logprobs(model: CtcModel, graph: Path, engine: str, speech: Sequence[Waveform]) -> list[NDArray[np.float32]]:
+def _graph_logprobs(model: FrameModel, graph: Path, engine: str, speech: Sequence[Waveform]) -> list[NDArray[np.float32]]:
     acoustic = EngineAcousticModel(load_engine(engine, graph, EngineOptions(compute="fp32")), model.padded_batches)
     return model.transcriber(acoustic, chunk_seconds=0).logprobs(speech)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.asr_model import AsrModel, CtcModel
+from quantasr.sources.asr_model import AsrModel, CtcModel, FrameModel, LatticeModel
 
 SOURCES: dict[str, str] = {
     "nemo": "NVIDIA NeMo (CTC models): a .nemo file, or a pretrained model's name",
     "speechbrain": "SpeechBrain (EncoderASR, EncoderDecoderASR): a folder with hyperparams.yaml, or its own hub id",
+    "kaldi": "Kaldi and Vosk (nnet3): a folder with final.mdl or am/final.mdl",
     "huggingface": "Hugging Face Transformers (AutoModelForCTC): a folder with config.json, or a hub id",
 }
 """Name of each source and what it reads; the first that recognises a place loads it."""
@@ -68,4 +69,13 @@ def rebuild_model(source: str, folder: str | Path, *, trust: bool = False) -> As
     return model
 
 
-__all__ = ["SOURCES", "AsrModel", "CtcModel", "adopt_model", "load_model", "rebuild_model"]
+__all__ = [
+    "SOURCES",
+    "AsrModel",
+    "CtcModel",
+    "FrameModel",
+    "LatticeModel",
+    "adopt_model",
+    "load_model",
+    "rebuild_model",
+]

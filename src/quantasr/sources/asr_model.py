@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from quantasr.speech.ctc import GREEDY, CtcTranscriber
 from quantasr.speech.decoding import CtcDecoder
-from quantasr.speech.frames import AcousticModel
+from quantasr.speech.frames import AcousticModel, FrameTranscriber
 from quantasr.speech.frontend import Frontend, collate
+from quantasr.speech.lattice.files import DecodingFiles
+from quantasr.speech.lattice.transcriber import LatticeTranscriber
 from quantasr.speech.tokenizer import CtcTokenizer
 from quantasr.speech.transcript import Transcriber, Waveform
 
@@ -97,33 +99,19 @@ class AsrModel(ABC):
 
 
 @dataclass
-class CtcModel(AsrModel):
-    """A trained CTC recogniser.
+class FrameModel(AsrModel):
+    """A recogniser whose model says something of every frame, whatever becomes of that: it can be exported as a graph.
 
     ``graph`` is what is exported: ``graph(features) -> logprobs``, and where ``padded_batches``,
     ``graph(features, lengths) -> (logprobs, frame_counts)``, with ``logprobs`` ``[batch, frames, vocabulary]``.
-    ``frame_seconds`` is the time between two rows of ``logprobs``. ``own_decoder`` is the way to the text that the
-    model brings along.
+    ``frame_seconds`` is the time between two rows of ``logprobs``.
     """
 
-    tokenizer: CtcTokenizer
     frame_seconds: float
-    own_decoder: CtcDecoder = field(default=GREEDY, kw_only=True)
 
-    decoder: ClassVar[str] = "ctc"
-
-    def transcriber(self, acoustic: AcousticModel | None = None, **options: Any) -> CtcTranscriber:
-        """This model as a recogniser, in PyTorch, or with ``acoustic``, its graph on an engine, in the module's place.
-
-        ``options`` are those of :class:`CtcTranscriber`.
-        """
-        defaults: dict[str, Any] = {
-            "name": self.name,
-            "frame_seconds": self.frame_seconds,
-            "min_samples": self.min_samples,
-            "decoder": self.own_decoder,
-        }
-        return CtcTranscriber(acoustic or TorchAcousticModel(self), self.frontend, self.tokenizer, **defaults | options)
+    @abstractmethod
+    def transcriber(self, acoustic: AcousticModel | None = None, **options: Any) -> FrameTranscriber:
+        """This model as a recogniser, in PyTorch, or with ``acoustic``, its graph on an engine, in its place."""
 
     def run(self, wave: Waveform) -> None:
         """Run the windows that a transcriber would cut."""
@@ -133,11 +121,46 @@ class CtcModel(AsrModel):
         """Log-probs of every frame of each wave, ``[frames, vocabulary]``; run whole."""
         return self.transcriber(chunk_seconds=0).logprobs(waves)
 
+    def _defaults(self) -> dict[str, Any]:
+        return {"name": self.name, "frame_seconds": self.frame_seconds, "min_samples": self.min_samples}
+
+
+@dataclass
+class CtcModel(FrameModel):
+    """A trained CTC recogniser. ``own_decoder`` is the way to the text that the model brings along."""
+
+    tokenizer: CtcTokenizer
+    own_decoder: CtcDecoder = field(default=GREEDY, kw_only=True)
+
+    decoder: ClassVar[str] = "ctc"
+
+    def transcriber(self, acoustic: AcousticModel | None = None, **options: Any) -> CtcTranscriber:
+        """As :meth:`FrameModel.transcriber`; ``options`` are those of :class:`CtcTranscriber`."""
+        defaults = {**self._defaults(), "decoder": self.own_decoder}
+        return CtcTranscriber(acoustic or TorchAcousticModel(self), self.frontend, self.tokenizer, **defaults | options)
+
+
+@dataclass
+class LatticeModel(FrameModel):
+    """A trained hybrid recogniser: log-likelihoods of states (``logprobs`` too), searched in a graph for words.
+
+    ``decoding`` are the files of the graph; None where a model has none, so that only its log-likelihoods can be had.
+    """
+
+    decoding: DecodingFiles | None = None
+
+    decoder: ClassVar[str] = "lattice"
+
+    def transcriber(self, acoustic: AcousticModel | None = None, **options: Any) -> LatticeTranscriber:
+        """As :meth:`FrameModel.transcriber`; ``options`` are those of :class:`LatticeTranscriber`."""
+        defaults = {**self._defaults(), "decoder": self.decoding}
+        return LatticeTranscriber(acoustic or TorchAcousticModel(self), self.frontend, **defaults | options)
+
 
 class TorchAcousticModel:
-    """``graph`` as the acoustic half of a :class:`CtcTranscriber`: arrays in, arrays out."""
+    """``graph`` as the acoustic half of a :class:`FrameTranscriber`: arrays in, arrays out."""
 
-    def __init__(self, model: CtcModel) -> None:
+    def __init__(self, model: FrameModel) -> None:
         self._model = model
         self.padded_batches = model.padded_batches
 

@@ -72,6 +72,10 @@ class FrameTranscriber(ABC):
         return self.frontend.sample_rate
 
     @abstractmethod
+    def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
+        """Transcribe a batch; the text of each is the same as when it is transcribed alone."""
+
+    @abstractmethod
     def transcribe_stream(self, blocks: Iterable[Waveform]) -> Transcript:
         """Transcribe one recording that comes in blocks of any size."""
 
