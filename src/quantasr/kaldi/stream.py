@@ -48,15 +48,21 @@ class Reader:
         self.binary = binary
 
     @classmethod
-    def open(cls, path: str | Path, *, mapped: bool = False) -> Reader:
+    def open(cls, path: str | Path, *, mapped: bool = False, binary: bool | None = None) -> Reader:
         """The file ``path``; with ``mapped`` it is not read into memory (and must not change while it is read)."""
         try:
             if mapped and Path(path).stat().st_size:
                 with Path(path).open("rb") as file:
-                    return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
-            return cls(Path(path).read_bytes(), str(path))
+                    return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path), binary=binary)
+            return cls(Path(path).read_bytes(), str(path), binary=binary)
         except OSError as error:
             raise KaldiFileError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+
+    def at(self, offset: int) -> Reader:
+        """A reader of the same bytes from ``offset`` on, which looks there whether they are binary."""
+        if not 0 <= offset < self._end:
+            self.fail(f"there is no byte {offset}")
+        return Reader(self._data, self.name, offset=offset, end=self._end)
 
     @property
     def remaining(self) -> int:
@@ -84,17 +90,17 @@ class Reader:
         at = self.offset if self.binary else self._after_space()
         return self._data[at] if at < self._end else -1
 
-    def read_line(self, limit: int = 1 << 20) -> str:
+    def read_line(self, limit: int = 1 << 20, *, may_lack_newline: bool = False) -> str:
         """Text up to the next newline, which is read and not returned."""
         at = self._data.find(b"\n", self.offset, min(self._end, self.offset + limit))
-        if at < 0:
+        if at < 0 and not (may_lack_newline and self.remaining < limit):
             self.fail("a line of text does not end")
-        line = bytes(self._data[self.offset : at])
+        end = at if at >= 0 else self._end
         try:
-            text = line.decode()
+            text = bytes(self._data[self.offset : end]).decode()
         except UnicodeDecodeError:
             self.fail("a line of text is not UTF-8")
-        self.offset = at + 1
+        self.offset = min(end + 1, self._end)
         return text
 
     def peek_token(self) -> str:
@@ -182,6 +188,17 @@ class Reader:
             return self._numbers("<i4", self._int_count(), "integers")
         start, words = self._bracketed()
         return np.array([self._to_int(word.decode(), 32, start) for word in words.split()], np.int32)
+
+    def read_int_row(self) -> NDArray[np.int32]:
+        """Integers as archives hold them: each with its size in binary, the rest of a line in text."""
+        start = self.offset
+        if not self.binary:
+            line = self.read_line(1 << 30, may_lack_newline=True)
+            return np.array([self._to_int(word, 32, start) for word in line.split()], np.int32)
+        found = self._numbers([("size", "u1"), ("value", "<i4")], self._size("a number of integers"), "integers")
+        if (found["size"] != 4).any():
+            self.fail("integers of 32 bits were expected", start)
+        return np.ascontiguousarray(found["value"])
 
     def read_int_pairs(self) -> NDArray[np.int32]:
         """Pairs of integers, int32 [n, 2]; in text ``[ 1,2 3,4 ]``."""

@@ -21,8 +21,18 @@ class Writer:
     def __init__(self, file: BinaryIO, *, binary: bool = True, header: bool = True) -> None:
         self._file = file
         self.binary = binary
-        if binary and header:
-            file.write(b"\0B")
+        if header:
+            self.write_header()
+
+    @property
+    def offset(self) -> int:
+        """The byte that is written next."""
+        return self._file.tell()
+
+    def write_header(self) -> None:
+        """What says that binary values follow; nothing in text."""
+        if self.binary:
+            self._file.write(b"\0B")
 
     def write_bytes(self, data: bytes) -> None:
         """``data`` as it is."""
@@ -75,6 +85,15 @@ class Writer:
             self.write_array(np.asarray(values, np.int32))
         else:
             self.write_text("[ " + "".join(f"{i} " for i in values) + "]\n")
+
+    def write_int_row(self, values: NDArray[np.integer[Any]]) -> None:
+        """Integers of 32 bits as archives hold them: each with its size in binary, a line in text."""
+        if self.binary:
+            self.write_int32(len(values))
+        for value in values.tolist():
+            self.write_int32(value)
+        if not self.binary:
+            self.write_text("\n")
 
     def write_int_pairs(self, values: NDArray[np.int32]) -> None:
         """Pairs of integers [n, 2]."""

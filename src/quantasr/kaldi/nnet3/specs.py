@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, cast, get_args
 Type: TypeAlias = Literal[
     "int", "ints", "pairs", "float", "double", "bool", "vector", "matrix", "2int", "2float", "flag", "components"
 ]
-"""``2int``, ``2float``: two numbers behind a token; ``flag``: the token alone; ``components``: their number, then each."""
+"""``2int``, ``2float``: two numbers behind a token; ``flag``: the token alone; ``components``: how many, then each."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class TransitionModel:
 
     ``tuples`` is int32 [states, 4]: phone, state of the phone, pdf of its forward transitions, pdf of its self-loop.
     Like the ids, these states are counted from 1 on: ``state_of_tid`` 1 is the first row. ``log_probs`` is float32
-    [ids + 1], the first unused, as are the first of ``pdf_of_tid``, ``phone_of_tid``, ``state_of_tid``, ``is_self_loop``
+    [ids + 1], the first unused, as are those of ``pdf_of_tid``, ``phone_of_tid``, ``state_of_tid``, ``is_self_loop``
     [ids + 1] and of ``self_loop_of_state`` [states + 1], the id of a state's self-loop or 0.
 
     Raises ModelLoadError when these do not fit together.
