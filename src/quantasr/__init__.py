@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantasr.bit_widths import bit_widths as bit_widths
     from quantasr.measure.evaluate import evaluate as evaluate
     from quantasr.pipeline import quantize as quantize
     from quantasr.pipeline_in_place import quantize_in_place as quantize_in_place
@@ -29,6 +30,7 @@ from quantasr.version import __version__
 # Where each verb lives. They are imported when first used, so that the runtime's verbs need no PyTorch.
 _VERBS = {
     "Recipe": "quantasr.recipes",
+    "bit_widths": "quantasr.bit_widths",
     "evaluate": "quantasr.measure.evaluate",
     "load": "quantasr.runtime",
     "load_model": "quantasr.sources",
@@ -38,7 +40,17 @@ _VERBS = {
 }
 # What the extra `quantize` brings.
 _WORKBENCH = ("onnx", "safetensors", "tomli_w", "torch")
-__all__ = ["Recipe", "__version__", "evaluate", "load", "load_model", "quantize", "quantize_in_place", "sensitivity"]
+__all__ = [
+    "Recipe",
+    "__version__",
+    "bit_widths",
+    "evaluate",
+    "load",
+    "load_model",
+    "quantize",
+    "quantize_in_place",
+    "sensitivity",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantasr.cli.options import add_command, add_decoder, add_engine, add_trust, count, open_recogniser
+from quantasr.cli.options import (
+    add_command,
+    add_decoder,
+    add_engine,
+    add_trust,
+    count,
+    decoder_options,
+    is_artifact,
+    load_original,
+    open_recogniser,
+)
 from quantasr.cli.output import say, show, write_json
-from quantasr.errors import ManifestError
+from quantasr.errors import ManifestError, RecipeError
 from quantasr.speech.manifest import FORMATS, read_manifest
 from quantasr.speech.text import NORMALIZERS
 
@@ -16,6 +26,7 @@ _EXAMPLES = """\
   quantasr evaluate out/ --manifest evaluation.jsonl
   quantasr evaluate ./my-model out/ --manifest LibriSpeech/test-clean      # before and after, paired
   quantasr evaluate out/ --manifest test.jsonl --lm 4gram.arpa --utterances results.jsonl
+  quantasr evaluate ./my-model out/ --manifest test.jsonl --bits 16,8,7,6,5,4,3,2 --plot widths.svg   # how few do?
 """
 
 
@@ -33,12 +44,49 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=count, default=1, metavar="N")
     add_engine(command)
     add_decoder(command)
+    _add_widths(command)
     add_trust(command)
     return command
 
 
+def widths(text: str) -> tuple[int, ...]:
+    """Bit widths, as ``16,8,4``."""
+    found = tuple(int(part) for part in text.split(","))
+    if not found or any(not 2 <= width <= 16 for width in found):
+        raise argparse.ArgumentTypeError(f"{text}: give widths from 2 to 16, such as 16,8,4")
+    return found
+
+
+def _add_widths(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "bit widths",
+        "the first system, an original model, with weights, and with weights and activations, of fewer bits: "
+        "simulated, so without times; artifacts beside it are timed",
+    )
+    group.add_argument("--bits", type=widths, metavar="N,N", help="such as 16,8,7,6,5,4,3,2")
+    group.add_argument(
+        "--calibration", metavar="MANIFEST", help="speech for activations' ranges (default: those of each utterance)"
+    )
+    group.add_argument(
+        "--granularity",
+        choices=["per_tensor", "per_channel", "both"],
+        default="per_tensor",
+        help="of the weights' scales: one a tensor, affine, or one a channel, symmetric (per_tensor)",
+    )
+    group.add_argument("--recipe", help="quantize the layers that it does: default, fast, or a TOML file (all layers)")
+    group.add_argument("--cer", action="store_true", help="compare characters instead of words")
+    group.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the error rate against bits and size: .png, .svg"
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate all systems, interleaved, and compare them with the first."""
+    if arguments.bits is not None:
+        return _run_widths(arguments)
+    for option in ("calibration", "recipe", "plot"):
+        if getattr(arguments, option) is not None:
+            raise RecipeError(f"--{option} is for --bits: name some, such as --bits 16,8,4")
     from quantasr.measure.evaluate import evaluate_systems
     from quantasr.measure.report import evaluation_table
 
@@ -66,3 +114,46 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show(evaluation_table(evaluation))
     return 3 if evaluation.failures or evaluation.warnings else 0
+
+
+def _run_widths(arguments: argparse.Namespace) -> int:
+    """Evaluate one model at several widths."""
+    import quantasr
+    from quantasr.measure.plots import check_plot, plot_bit_widths
+    from quantasr.measure.report import bit_widths_table
+
+    where, *others = arguments.systems
+    if is_artifact(where):
+        raise RecipeError(f"{where}: is an artifact, which has its width: --bits takes the original model first")
+    if arguments.utterances is not None or arguments.batch_size > 1:
+        raise RecipeError("--bits takes neither --utterances nor --batch-size: each utterance has ranges of its own")
+    if arguments.plot is not None:
+        check_plot(arguments.plot)
+    both = ("per_tensor", "per_channel")
+    found = quantasr.bit_widths(
+        load_original(where, arguments),
+        read_manifest(arguments.manifest, format=arguments.format, trust=arguments.trust),
+        bits=arguments.bits,
+        calibration=arguments.calibration,
+        granularities=both if arguments.granularity == "both" else (arguments.granularity,),
+        recipe=arguments.recipe,
+        beside=[open_recogniser(other, arguments) for other in others],
+        decoding=decoder_options(arguments),
+        unit="character" if arguments.cer else "word",
+        normalizer=arguments.normalizer,
+        limit=arguments.limit,
+        trust=arguments.trust,
+        progress=True,
+        say=say,
+    )
+    for note in (*found.notes, *found.warnings.values()):
+        say(f"quantasr: {note}")
+    for error in found.failures.values():
+        say(f"quantasr: left out: {error}")
+    if arguments.plot is not None:
+        plot_bit_widths(found, arguments.plot)
+    if arguments.json:
+        write_json(found.to_dict())
+    else:
+        show(bit_widths_table(found))
+    return 3 if found.failures or found.warnings else 0

@@ -13,6 +13,7 @@ from quantasr.engines.engine import COMPUTE
 from quantasr.errors import ModelLoadError, RecipeError
 
 if TYPE_CHECKING:
+    from quantasr.sources import AsrModel
     from quantasr.speech.transcript import Transcriber
 
 
@@ -120,6 +121,12 @@ def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -
             trust=arguments.trust,
             **options,
         )
+    model = load_original(where, arguments)
+    return model.transcriber(name=f"{model.name} [PyTorch fp32]", **options)
+
+
+def load_original(where: str, arguments: argparse.Namespace) -> AsrModel:
+    """An original model, on as many threads as the options say."""
     if not Path(where).exists() and (where.startswith((".", "/", "~")) or where.count("/") != 1 or where[-1] == "/"):
         raise ModelLoadError(f"{where}: no such file or folder: give an artifact folder, a model folder or a hub id")
     import quantasr
@@ -129,4 +136,4 @@ def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -
         import torch
 
         torch.set_num_threads(arguments.threads)
-    return model.transcriber(name=f"{model.name} [PyTorch fp32]", **options)
+    return model

@@ -12,9 +12,10 @@ from rich.table import Table
 from quantasr.artifact import Artifact
 from quantasr.measure.audit import Audit
 from quantasr.measure.bench import BenchRow
-from quantasr.measure.evaluate import Evaluation
+from quantasr.measure.bit_widths import BitWidths
+from quantasr.measure.evaluate import EvalResult, Evaluation
 from quantasr.measure.sensitivity import RULE, Part, Sensitivity
-from quantasr.speech.scoring import Score
+from quantasr.speech.scoring import PairedComparison, Score
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
@@ -42,6 +43,11 @@ def _rate(score: Score) -> str:
     return f"{100 * score.rate:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
 
 
+def _difference(pair: PairedComparison) -> str:
+    low, high = pair.interval
+    return f"{100 * pair.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Error rates with counts and intervals, RTF, and each system's difference from the first."""
     first = evaluation.results[0]
@@ -51,10 +57,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         *("system", "WER [95 %]", "S", "D", "I", "CER", "RTF", "WER − first [95 %]"),
         caption="RTF: processing time ÷ audio time, lower is better. Difference: paired bootstrap, in points.",
     )
-    differences = [""]
-    for pair in evaluation.against_first():
-        low, high = pair.interval
-        differences.append(f"{100 * pair.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
+    differences = ["", *map(_difference, evaluation.against_first())]
     for result, difference in zip(evaluation.results, differences, strict=True):
         counts = result.wer.counts
         table.add_row(
@@ -206,10 +209,51 @@ def _part(part: Part, scored: bool, timed: bool) -> list[str]:
         percent(harm.same_argmax),
     ]
     if scored and harm.wer is not None:
-        low, high = harm.wer.interval
         counts = harm.wer.b.counts
-        cells.append(f"{100 * harm.wer.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
+        cells.append(_difference(harm.wer))
         cells.append(f"{counts.substitutions} / {counts.deletions} / {counts.insertions}")
     if timed:
         cells.append("-" if part.time is None else escape(str(part.time)))
     return cells
+
+
+def bit_widths_table(found: BitWidths) -> Table:
+    """Error rate and size at each width, and the difference to the float model."""
+    first, rate = found.original, found.rate_name
+    other = "CER" if found.unit == "word" else "WER"
+    counts = found.score(first).counts.reference_length
+    units = "words" if found.unit == "word" else "characters"
+    ranges = "ranges of each utterance" if found.ranges == "per_utterance" else "calibrated ranges"
+    table = _table(
+        f"{found.model}: {len(first.utterances)} utterances, {counts} {units}, "
+        f"{first.audio_seconds / 60:.1f} min; {found.layers} of {found.candidates} layers quantized",
+        *("bits", "quantized", "scales", f"{rate} [95 %]", "S", "D", "I", other, f"{rate} − float [95 %]"),
+        *("size", "÷ float", "RTF"),
+        caption=f"Activations: affine, one scale, {ranges}. Size: packed weights with their scales, and all other "
+        "parameters in float32. RTF: processing time ÷ audio time; simulated widths have none (-). Difference: paired "
+        "bootstrap, in points.",
+    )
+    for column in table.columns[1:3]:
+        column.justify = "left"
+
+    def add(bits: str, what: str, scales: str, result: EvalResult, size: int | None, rtf: str) -> None:
+        score, second = found.score(result), result.cer if found.unit == "word" else result.wer
+        errors = score.counts
+        table.add_row(
+            *(bits, escape(what), scales, _rate(score)),
+            *map(str, (errors.substitutions, errors.deletions, errors.insertions)),
+            percent(second.rate),
+            "" if result is first else _difference(found.against_float(result)),
+            "-" if size is None else megabytes(size),
+            "-" if size is None else f"{size / found.size:.3f}",
+            rtf,
+        )
+
+    add("32", "float", "", first, found.size, f"{first.rtf:.4f}")
+    for one in found.beside:
+        add("", one.result.system, "", one.result, one.size, f"{one.result.rtf:.4f}")
+    for rows in found.curves().values():
+        table.add_section()
+        for row in rows:
+            add(str(row.bits), row.quantized, row.granularity, row.result, row.size, "-")
+    return table
