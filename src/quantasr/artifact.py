@@ -6,6 +6,8 @@ tokenizer.json    vocabulary and rules of the text; not where a model for PyTorc
 layers.json       what was done with each layer, and why some stayed float
 calibration.json  fingerprints of the calibration speech
 lm.*              the n-gram of the beam search that the model brings, if it has one
+frontend.npz      what the features need besides numbers: an i-vector extractor, statistics
+HCLG.fst ...      the decoding graph of a lattice decoder with its words, and transitions.npy, its transition-ids
 recipe.toml       the recipe, ready to be edited and used again
 
 A model for PyTorch's own int8 has, in the place of the graph:
@@ -28,6 +30,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,11 +38,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantasr.errors import ArtifactError
 from quantasr.speech.ctc import GREEDY
 from quantasr.speech.decoding import CtcDecoder
 from quantasr.speech.frontend import Frontend, frontend_from_dict
+from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.tokenizer import CtcTokenizer
 from quantasr.version import __version__
 
@@ -52,7 +57,8 @@ TENSORS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 LAYERS = "layers.json"
 CALIBRATION = "calibration.json"
-DECODERS = ("ctc", "attention")
+FRONTEND_ARRAYS = "frontend.npz"
+DECODERS = ("ctc", "lattice", "attention")
 """How the text is found; ``attention`` is for native artifacts only, whose model has a search and tokens of its own."""
 
 
@@ -61,9 +67,9 @@ class Artifact:
     """What ``artifact.json`` says; ``folder`` is where it lies.
 
     ``parity`` and ``measured`` are the figures found when it was made; ``compute`` and ``engine`` are what the recipe
-    wants, each perhaps ``auto``. Only CTC models have a ``tokenizer``, and ``frame_seconds`` other than 0.
+    wants, each perhaps ``auto``. Only CTC models have a ``tokenizer``, only models of frames ``frame_seconds`` other than 0.
     ``decoding`` holds the options of the beam search that the model brings, with the name of its n-gram's file as
-    ``lm``; empty for greedy.
+    ``lm``; empty for greedy; for a lattice decoder its options, and its files.
     """
 
     folder: Path
@@ -125,6 +131,10 @@ class Artifact:
             return 1
         return max(1, len(self.frontend(np.zeros(max(self.min_samples, self.frontend.sample_rate // 2), np.float32))))
 
+    def decoding_files(self) -> DecodingFiles | None:
+        """The decoding graph of a lattice decoder; None where the model came without one."""
+        return DecodingFiles.read(self.decoding, self.folder) if self.decoding else None
+
     def own_decoder(self) -> CtcDecoder:
         """The decoder that the model brings; raises EngineError where the libraries of its beam search are missing."""
         if not self.decoding:
@@ -176,7 +186,7 @@ class Artifact:
         try:
             return cls(
                 folder=folder,
-                frontend=frontend_from_dict(row["frontend"]),
+                frontend=frontend_from_dict(row["frontend"], _read_arrays(folder, row["files"])),
                 tokenizer=_read_tokenizer(folder) if row["decoder"] == "ctc" else None,
                 **{key: row[key] for key in _PLAIN},
                 decoding=row.get("decoding", {}),
@@ -203,6 +213,17 @@ class Artifact:
         }
         text = json.dumps(row, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.folder / MANIFEST, text.replace(_NO_CHECKSUM, _checksum_of(text)))
+
+
+def _read_arrays(folder: Path, files: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    """The frontend's arrays; nothing in the file is unpickled."""
+    if FRONTEND_ARRAYS not in files:
+        return {}
+    try:
+        with np.load(folder / FRONTEND_ARRAYS, allow_pickle=False) as packed:
+            return dict(packed)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{folder / FRONTEND_ARRAYS}: cannot be read: {error}: copy the artifact again") from None
 
 
 _PLAIN: dict[str, type | tuple[type, ...]] = {
@@ -344,7 +365,7 @@ def _check_types(path: Path, row: dict[str, Any]) -> None:
         known = ", ".join(DECODERS)
         raise ArtifactError(f"{path}: decoder {row['decoder']!r} is unknown; this quantasr has {known}: upgrade it")
     native, ctc = NATIVE in row["files"], row["decoder"] == "ctc"
-    if not native and not ctc:
+    if not native and row["decoder"] == "attention":
         raise ArtifactError(f"{path}: decoder {row['decoder']!r} needs a model in PyTorch: make the artifact again")
     for name in (*_REQUIRED, *_COMPUTED[native], *((TOKENIZER,) if ctc else ())):
         if name not in row["files"]:

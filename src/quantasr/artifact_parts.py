@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from quantasr.artifact import CALIBRATION, LAYERS, TOKENIZER, Artifact
+from quantasr.artifact import CALIBRATION, FRONTEND_ARRAYS, LAYERS, TOKENIZER, Artifact
 from quantasr.quantize import Prepared
-from quantasr.sources import CtcModel
+from quantasr.sources import AsrModel, CtcModel, FrameModel, LatticeModel
 from quantasr.speech.beam import BeamDecoder
-from quantasr.speech.decoding import CtcDecoder
+from quantasr.speech.frontend import KaldiFrontend
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.manifest.fingerprint import fingerprints
 from quantasr.speech.transcript import Waveform
@@ -49,6 +50,10 @@ def write_parts(
         lm = model.own_decoder.lm if isinstance(model.own_decoder, BeamDecoder) else None
         if lm is not None:
             shutil.copyfile(lm, folder / _lm_name(lm))
+    if isinstance(model, LatticeModel) and model.decoding is not None:
+        model.decoding.copy_to(folder)
+    if isinstance(model.frontend, KaldiFrontend) and (arrays := model.frontend.arrays()):
+        np.savez(folder / FRONTEND_ARRAYS, **arrays)
     write_json(folder / LAYERS, list(rows))
     write_json(folder / CALIBRATION, fingerprints(utterances))
     (folder / "recipe.toml").write_text(prepared.recipe.dumps(), "utf-8")
@@ -57,7 +62,6 @@ def write_parts(
 def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: int, seconds: float) -> Artifact:
     """The artifact's description, for what lies in ``folder`` by then."""
     model, recipe = prepared.model, prepared.recipe
-    ctc = model if isinstance(model, CtcModel) else None
     provenance = {
         **model.provenance,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,21 +76,24 @@ def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: in
         family=model.family,
         decoder=model.decoder,
         padded_batches=model.padded_batches,
-        frame_seconds=ctc.frame_seconds if ctc else 0.0,
+        frame_seconds=model.frame_seconds if isinstance(model, FrameModel) else 0.0,
         min_samples=model.min_samples,
         frontend=model.frontend,
-        tokenizer=ctc.tokenizer if ctc else None,
+        tokenizer=model.tokenizer if isinstance(model, CtcModel) else None,
         recipe=recipe.to_dict(),
         provenance=provenance,
         parity=parity,
-        decoding=_decoding(ctc.own_decoder) if ctc else {},
+        decoding=_decoding(model),
     )
 
 
-def _decoding(decoder: CtcDecoder) -> dict[str, Any]:
-    """The options of a beam search, and its n-gram by the name that it has in the folder; nothing for greedy."""
-    if not isinstance(decoder, BeamDecoder):
+def _decoding(model: AsrModel) -> dict[str, Any]:
+    """The options of a search, and its files by the names that they have in the folder; nothing for greedy."""
+    if isinstance(model, LatticeModel) and model.decoding is not None:
+        return model.decoding.to_dict()
+    if not isinstance(model, CtcModel) or not isinstance(model.own_decoder, BeamDecoder):
         return {}
+    decoder = model.own_decoder
     return {**decoder.to_dict(), "lm": None if decoder.lm is None else _lm_name(decoder.lm)}
 
 

@@ -17,6 +17,7 @@ from quantasr.engines.selection import fastest
 from quantasr.errors import EngineError
 from quantasr.speech.attention import AttentionTranscriber
 from quantasr.speech.ctc import CtcTranscriber
+from quantasr.speech.lattice.transcriber import LatticeTranscriber
 from quantasr.speech.transcript import Waveform
 
 
@@ -55,6 +56,23 @@ class ArtifactTranscriber(CtcTranscriber):
         self.engine = engine
 
 
+class LatticeArtifactTranscriber(LatticeTranscriber):
+    """An artifact with a decoding graph, on an engine, as a recogniser."""
+
+    def __init__(self, artifact: Artifact, engine: Engine, **options: Any) -> None:
+        """``options`` are those of :class:`LatticeTranscriber`."""
+        defaults: dict[str, Any] = {
+            "name": f"{artifact.name} [{engine.name} {engine.compute}]",
+            "frame_seconds": artifact.frame_seconds,
+            "min_samples": artifact.min_samples,
+            "decoder": artifact.decoding_files(),
+        }
+        acoustic = EngineAcousticModel(engine, artifact.padded_batches)
+        super().__init__(acoustic, artifact.frontend, **(defaults | options))
+        self.artifact = artifact
+        self.engine = engine
+
+
 class SearchingEngine(Engine, Protocol):
     """A model that finds its text itself, as those with an attention decoder do."""
 
@@ -82,14 +100,16 @@ class AttentionArtifactTranscriber(AttentionTranscriber):
         self.engine = engine
 
 
-LoadedArtifact: TypeAlias = ArtifactTranscriber | AttentionArtifactTranscriber
-"""Both have an ``artifact`` and an ``engine``."""
+LoadedArtifact: TypeAlias = ArtifactTranscriber | LatticeArtifactTranscriber | AttentionArtifactTranscriber
+"""All have an ``artifact`` and an ``engine``."""
 
 
 def recogniser(artifact: Artifact, engine: Engine, **options: Any) -> LoadedArtifact:
     """An artifact on an engine; ``options`` are those of the transcriber for its decoder."""
     if artifact.decoder == "attention":
         return AttentionArtifactTranscriber(artifact, cast(SearchingEngine, engine), **options)
+    if artifact.decoder == "lattice":
+        return LatticeArtifactTranscriber(artifact, engine, **options)
     return ArtifactTranscriber(artifact, engine, **options)
 
 

@@ -29,7 +29,7 @@ from quantasr.sensitivity.harm import WINDOW_SECONDS, compare
 from quantasr.sensitivity.macs import count_macs
 from quantasr.sensitivity.study import Study, study
 from quantasr.sensitivity.times import GraphTimer, NativeTimer, Timer
-from quantasr.sources import AsrModel, CtcModel, load_model
+from quantasr.sources import AsrModel, FrameModel, load_model
 from quantasr.speech.manifest import Utterance, check_disjoint
 from quantasr.speech.text import normalizer as find_normalizer
 from quantasr.speech.transcript import Waveform
@@ -193,12 +193,12 @@ def _timer(
 ) -> Timer:
     """What times: ``auto`` is PyTorch where the model makes no graph, and a graph's engine otherwise."""
     model = found.model
-    if engine == "auto" and not isinstance(model, CtcModel):
+    if engine == "auto" and not isinstance(model, FrameModel):
         engine = TORCH
     if engine.partition(":")[0] == TORCH:
         few = [utterance.load(model.sample_rate) for utterance in speech[:_NATIVE_SPEECH]]
         return NativeTimer(found, wave, few, _native_options(engine), rounds)
-    if not isinstance(model, CtcModel):
+    if not isinstance(model, FrameModel):
         raise EngineError(f"{model.name}: makes no graph, so engine {engine} cannot run it: use --engine {TORCH}")
     return GraphTimer(found, wave, engine, options, rounds)
 

@@ -41,12 +41,15 @@ class DecodingFiles:
         graph, words = read_graph(folder)
         return LatticeDecoder(graph, self.pdf_of_tid, words, self.options)
 
-    def copy_to(self, folder: Path) -> dict[str, Any]:
-        """Copy the files into an artifact; gives what its ``decoding`` says, for :meth:`read`."""
+    def to_dict(self) -> dict[str, Any]:
+        """What the ``decoding`` of an artifact says of them, JSON-ready."""
+        return {"options": self.options.to_dict(), "files": sorted(self.files)}
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy the files into an artifact, for :meth:`read`."""
         for name, path in self.files.items():
             shutil.copyfile(path, folder / name)
         np.save(folder / TRANSITIONS, self.pdf_of_tid)
-        return {"options": self.options.to_dict(), "files": sorted(self.files)}
 
     @classmethod
     def read(cls, decoding: Mapping[str, Any], folder: Path) -> DecodingFiles:
