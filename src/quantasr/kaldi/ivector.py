@@ -242,7 +242,8 @@ def _from_conf(conf: Path) -> tuple[dict[str, Path], IvectorOptions, OnlineCmvn]
         if name not in options:
             raise ModelLoadError(f"{conf}: option --{name} is missing; an i-vector extractor needs it")
     files = {name: options[name].file() for name in _FILES}
-    names = {item.name.replace("_", "-"): item.name for item in fields(IvectorOptions)}
+    not_there = ("splice_left", "splice_right", "num_cg_iters")
+    names = {item.name.replace("_", "-"): item.name for item in fields(IvectorOptions) if item.name not in not_there}
     found: IvectorOptions = fill(IvectorOptions(), {k: v for k, v in options.items() if k not in _FILES}, names)
     return files, found, OnlineCmvn()
 
