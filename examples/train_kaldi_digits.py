@@ -2,9 +2,9 @@
 
 DATA holds the Free Spoken Digit Dataset as ``audio/`` and ``all.jsonl``, one line a recording: ``audio_filepath``,
 ``text``, ``speaker``, ``take``. OUT becomes a folder as Kaldi's chain recipes leave it (``final.mdl``, ``tree``,
-tables, ``conf/`` and ``graph/``), with a README; a checkpoint to resume from lies beside it as ``OUT.pt``. Speech, strings and
-sets are those of ``train_digits.py`` (``digit_strings.py`` says how they are made), so the evaluation set of the
-package's sample was not heard in training.
+tables, ``conf/`` and ``graph/``), with a README; a checkpoint to resume from lies beside it as ``OUT.pt``. Speech,
+strings and sets are those of ``train_digits.py`` (``digit_strings.py`` says how they are made), so the evaluation set
+of the package's sample was not heard in training.
 
 The network is in ``kaldi_tdnnf.py``, and as Kaldi's in ``kaldi_export.py``; its objective, LF-MMI from a flat start, is
 in ``lf_mmi.py``; lexicon and configurations are in ``kaldi_digits/``. Vosk measures the result.

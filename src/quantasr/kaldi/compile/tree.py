@@ -134,6 +134,7 @@ def _write(writer: Writer, node: EventMap | None) -> None:
         for branch in node.branches:
             _write(writer, branch)
         writer.write_token(")")
+        _newline(writer)
     else:
         writer.write_token("SE")
         writer.write_int32(node.key)
@@ -142,6 +143,12 @@ def _write(writer: Writer, node: EventMap | None) -> None:
         _write(writer, node.yes)
         _write(writer, node.no)
         writer.write_token("}")
+        _newline(writer)
+
+
+def _newline(writer: Writer) -> None:
+    if not writer.binary:
+        writer.write_text("\n")
 
 
 def tree_of(model: TransitionModel) -> ContextTree | None:
