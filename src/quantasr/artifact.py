@@ -67,9 +67,9 @@ class Artifact:
     """What ``artifact.json`` says; ``folder`` is where it lies.
 
     ``parity`` and ``measured`` are the figures found when it was made; ``compute`` and ``engine`` are what the recipe
-    wants, each perhaps ``auto``. Only CTC models have a ``tokenizer``, only models of frames ``frame_seconds`` other than 0.
-    ``decoding`` holds the options of the beam search that the model brings, with the name of its n-gram's file as
-    ``lm``; empty for greedy; for a lattice decoder its options, and its files.
+    wants, each perhaps ``auto``. Only CTC models have a ``tokenizer``; ``frame_seconds`` is 0 where a model says
+    nothing of frames. ``decoding`` holds the options of the beam search that the model brings, with the name of its
+    n-gram's file as ``lm``; empty for greedy; for a lattice decoder its options, and its files.
     """
 
     folder: Path

@@ -213,6 +213,8 @@ def _check_quantized(
     return rows
 
 
-def _graph_logprobs(model: FrameModel, graph: Path, engine: str, speech: Sequence[Waveform]) -> list[NDArray[np.float32]]:
+def _graph_logprobs(
+    model: FrameModel, graph: Path, engine: str, speech: Sequence[Waveform]
+) -> list[NDArray[np.float32]]:
     acoustic = EngineAcousticModel(load_engine(engine, graph, EngineOptions(compute="fp32")), model.padded_batches)
     return model.transcriber(acoustic, chunk_seconds=0).logprobs(speech)

@@ -100,17 +100,23 @@ def compare(
 def divergences(expected: LogProbs, found: LogProbs) -> NDArray[np.float64]:
     """KL divergence of each row of ``found`` from that of ``expected``, in nats: ``[frames, vocabulary]`` both.
 
-    ``sum p (log p - log q)``, S. Kullback and R. A. Leibler, 1951; what ``p`` has no mass on does not count.
+    ``sum p (log p - log q)``, S. Kullback and R. A. Leibler, 1951; what ``p`` has no mass on does not count. Rows of
+    log-likelihoods that are not normalised, as chain models give them, are normalised first.
     """
     if expected.shape != found.shape:
         raise QuantasrError(f"the quantized model gives {found.shape} for {expected.shape}: they cannot be compared")
-    p, q = expected.astype(np.float64), found.astype(np.float64)
+    p, q = (_normalised(rows.astype(np.float64)) for rows in (expected, found))
     mass = np.exp(p)
     with np.errstate(invalid="ignore"):
         terms = np.where(mass > 0, mass * (p - q), 0.0)
     # Rows that sum to one up to float32 may come out a hair below zero.
     rows: NDArray[np.float64] = np.maximum(terms.sum(axis=-1), 0.0)
     return rows
+
+
+def _normalised(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = np.logaddexp.reduce(rows, axis=-1, keepdims=True)
+    return np.where(np.isfinite(total), rows - total, rows)
 
 
 def _hear(model: AsrModel, wave: Waveform, start: Waveform, paths: Paths, texts: bool) -> tuple[LogProbs, str]:

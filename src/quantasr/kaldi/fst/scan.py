@@ -82,9 +82,7 @@ def interval_sets(data: Any, at: int, states: int, first: Any, intervals: Any) -
 
 
 @njit(cache=True)
-def ngram_targets(
-    futures: Any, words: Any, parents: Any, child_first: Any, labels: Any, targets: Any
-) -> None:
+def ngram_targets(futures: Any, words: Any, parents: Any, child_first: Any, labels: Any, targets: Any) -> None:
     """The state after each word from each history: the longest suffix of history and word that is a history.
 
     ``parents`` and ``labels``: of each history, the one without its oldest word, and that word. Children of history

@@ -17,7 +17,10 @@ ALIGNMENT = 16
 
 
 class Source:
-    """The bytes of a file, mapped (changes stay in memory), with a position; whatever goes wrong is a KaldiFileError with the offset."""
+    """The bytes of a file, mapped (changes stay in memory), with a position.
+
+    Whatever goes wrong is a KaldiFileError with the offset.
+    """
 
     def __init__(self, path: str | Path, data: bytes | None = None) -> None:
         self.path = str(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.cmvn import OnlineCmvn, read_cmvn_stats
 from quantasr.kaldi.ivector import load_extractor
-from quantasr.kaldi.nnet3.model import AcousticModel, read_model, read_model_from, write_model
-from quantasr.kaldi.options import read_options
+from quantasr.kaldi.nnet3.model import AcousticModel, read_model, read_model_from
 from quantasr.kaldi.stream import Reader
 from quantasr.sources.asr_model import LatticeModel
 from quantasr.sources.kaldi.build import INPUT, build_network

@@ -1,6 +1,7 @@
 """nnet3's components as PyTorch modules; all take and give ``[batch, channels, 1, time]``.
 
-In this layout convolutions are fast. Every product of a matrix with frames is a ``Conv2d`` of height 1, or of the height of a time-height convolution.
+In this layout convolutions are fast. Every product of a matrix with frames is a ``Conv2d`` of height 1, or of the
+height of a time-height convolution.
 """
 
 from __future__ import annotations

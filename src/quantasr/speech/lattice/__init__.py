@@ -1,1 +1,1 @@
-"""Decoding with graphs: a beam search that keeps lattices, and what is read off lattices; needs the extra ``lattice``."""
+"""Decoding with graphs: a beam search that keeps lattices, and what is read off them; needs the extra ``lattice``."""

@@ -2,9 +2,10 @@
 
 The result has the same arcs and costs as ``ComposeFst`` of an ``olabel_lookahead`` FST and any acceptor or transducer
 sorted by input label: an alternative sequence filter (epsilons of the right FST first), lookahead along output epsilons
-of the left one, and costs and labels pushed to where lookahead knows them (Allauzen, Riley and Schalkwyk, "A generalized
-composition algorithm for weighted finite-state transducers", Interspeech 2009; OpenFst's lookahead-filter.h,
-label-reachable.h and accumulator.h). Costs are float32 where OpenFst's are, logarithms are taken in float64.
+of the left one, and costs and labels pushed to where lookahead knows them (Allauzen, Riley and Schalkwyk, "A
+generalized composition algorithm for weighted finite-state transducers", Interspeech 2009; OpenFst's
+lookahead-filter.h, label-reachable.h and accumulator.h). Costs are float32 where OpenFst's are, logarithms are taken in
+float64.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Left(NamedTuple):
 class Right(NamedTuple):
     """The language model. ``sum_at[state]`` is where in ``sums`` its arcs' costs are summed up, or -1.
 
-    ``big`` [1] is its state with most arcs, and ``big_at[label]`` the position of the first arc there with this label or
-    a larger one.
+    ``big`` [1] is its state with most arcs, and ``big_at[label]`` the position of the first arc there with this
+    label or a larger one.
     """
 
     first: NDArray[np.int32]
@@ -83,14 +84,14 @@ def _log_plus(a: Any, b: Any) -> Any:
 
 @njit(cache=True)
 def cost_sums(first: Any, weights: Any, sum_at: Any, sums: Any) -> int:
-    """Fill ``sum_at`` and, at every tenth arc of large states, the log-sum of the costs before it; gives their number."""
+    """Fill ``sum_at`` and, at every tenth arc of large states, the log-sum of the costs before; gives their number."""
     used = 0
     for s in range(len(first) - 1):
         sum_at[s] = -1
         if first[s + 1] - first[s] < STORED:
             continue
         sum_at[s] = used
-        total = np.inf
+        total: Any = np.inf
         sums[used] = total
         used += 1
         for i in range(first[s], first[s + 1]):
@@ -202,7 +203,7 @@ def _look_ahead(left: Any, right: Any, s1: int, s2: int) -> tuple[bool, Any, int
 
 
 @njit(cache=True)
-def state_of(table: Any, s1: int, s2: int, kind: int, pushed: int) -> int:
+def state_of(table: Any, s1: int, s2: int, kind: int, pushed: int) -> Any:
     """The number of a composed state, a new one where it was not known; -1 where the table is full."""
     keys, slots = table.keys, table.slots
     mixed = np.uint64(s1) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(s2) * np.uint64(0xC2B2AE3D27D4EB4F)

@@ -54,7 +54,7 @@ class LatticeOptions:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LatticeOptions:
         """From ``to_dict``. Raises ValueError for names that are unknown."""
-        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        kinds: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(kinds))
         if unknown:
             raise ValueError(f"unknown lattice options: {', '.join(unknown)}")

@@ -36,8 +36,8 @@ class Lattice:
 
     ``transition_id`` is 0 where an arc takes no frame, ``word`` 0 where it gives no word. ``graph_cost`` and
     ``acoustic_cost`` [arcs] are unscaled negative log-likelihoods; ``acoustic_scale`` is what the search multiplied the
-    latter with. ``final_cost`` [states]: infinity where a state is not final. ``frame`` [states]: frames before a state.
-    ``reached_final``: whether the search ended in a final state; if not, all states of the last frame are final.
+    latter with. ``final_cost`` [states]: infinity where a state is not final. ``frame`` [states]: frames before a
+    state. ``reached_final``: whether the search ended in a final state; if not, all states of the last frame are final.
     """
 
     source: NDArray[np.int32]

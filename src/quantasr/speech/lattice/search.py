@@ -107,8 +107,8 @@ def _cutoff(work: Any, begin: int, end: int) -> tuple[Any, Any, int]:
 
 
 @njit(cache=True)
-def _token_of(work: Any, state: int, first: int, cost: Any) -> tuple[int, bool]:
-    """The token of a graph state in the newest frame, made or made cheaper; whether it was; -1 where there is no room."""
+def _token_of(work: Any, state: int, first: int, cost: Any) -> tuple[Any, bool]:
+    """The token of a graph state in the newest frame, made or made cheaper; whether it was; -1 without room."""
     t = work.of_state[state]
     used = work.counts[TOKENS]
     if first <= t < used and work.token[t, STATE] == state:
