@@ -36,6 +36,10 @@ class _NodeError(ModelLoadError):
         self.line = line
 
 
+READ_NOTHING = frozenset({"ConstantComponent", "DropoutMaskComponent"})
+"""Components whose output does not depend on the node that they are said to read, which may be themselves."""
+
+
 @dataclass(frozen=True)
 class Network:
     """``lines`` are the nodes in their order, ``components`` by name what component-nodes compute.
@@ -159,6 +163,8 @@ class Network:
             return
         own = {0}
         if line.component is not None:
+            if self.components[line.component].kind in READ_NOTHING:  # Kaldi's scripts let them name themselves
+                return
             fields = self.components[line.component].fields
             if "TimeOffsets" in fields:
                 own = set(fields["TimeOffsets"].tolist())
