@@ -349,9 +349,10 @@ def _swap(folder: Path, fresh: Path, old: Path) -> None:
 
 def _sync(folder: Path) -> None:
     """Have the files on the disk, not merely on their way to it."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in folder.rglob("*"):
+        if path.is_file():  # a copy of a Kaldi model has folders in it
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _check_types(path: Path, row: dict[str, Any]) -> None:
