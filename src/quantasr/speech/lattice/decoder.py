@@ -112,7 +112,9 @@ class Search:
 
         self.decoder = decoder
         self.graph = decoder.graph
-        self.work = decoder._work or _new_work(decoder.options, len(self.graph.table.begin), 1 << 16, 512)
+        self.work = decoder._work or _new_work(
+            decoder.options, len(self.graph.table.begin), self.graph.is_composed, 1 << 16, 512
+        )
         decoder._work = self.work
         self.alive = True
         graph = self.graph
@@ -197,6 +199,8 @@ class Search:
             token=_longer(work.token, size), cost=_longer(work.cost, size), extra=_longer(work.extra, size),
             link=_longer(work.link, 4 * size), link_cost=_longer(work.link_cost, 4 * size),
             stack=np.empty(4 * size, np.int32), scratch=np.empty(size, np.float32),
+            order=_longer(work.order, size), following=np.empty(size, np.int32), occupied=np.empty(size, np.int32),
+            bucket=_longer(work.bucket, 2 * size),
         )  # fmt: skip
 
 
@@ -206,12 +210,12 @@ def _longer(array: NDArray[Any], size: int) -> NDArray[Any]:
     return longer
 
 
-def _new_work(options: LatticeOptions, states: int, tokens: int, frames: int) -> Work:
+def _new_work(options: LatticeOptions, states: int, composed: bool, tokens: int, frames: int) -> Work:
     from quantasr.speech.lattice.search import Work
 
     beams = (options.beam, options.lattice_beam, options.beam_delta, options.lattice_beam * options.prune_scale)
     return Work(
-        counts=np.zeros(4, np.int64),
+        counts=np.zeros(9, np.int64),
         token=np.zeros((tokens, 5), np.int32),
         cost=np.zeros(tokens, np.float32),
         extra=np.zeros(tokens, np.float32),
@@ -226,4 +230,9 @@ def _new_work(options: LatticeOptions, states: int, tokens: int, frames: int) ->
         scratch=np.empty(tokens, np.float32),
         beams=np.array([*beams, options.acoustic_scale], np.float32),
         limits=np.array([options.max_active, options.min_active, options.prune_interval], np.int64),
+        order=np.zeros(tokens, np.int32),
+        following=np.empty(tokens, np.int32),
+        bucket=np.zeros((2 * tokens, 3), np.int32),
+        occupied=np.empty(tokens, np.int32),
+        number=np.zeros((states if composed else 0, 2), np.int32),
     )

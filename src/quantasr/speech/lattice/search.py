@@ -1,8 +1,14 @@
 """Kaldi's lattice-generating beam search (``LatticeFasterDecoder``), frame by frame; compiled by numba.
 
 Tokens and links lie in growing arrays in the order of frames; a token's links within its frame and those to the next
-frame are two ranges. Costs are float32, and compared in the order of Kaldi's decoder. A frame for which an array is too
-small is undone, so that the caller can make room and go on.
+frame are two ranges. Costs are float32. A frame for which an array is too small is undone, so that the caller can make
+room and go on.
+
+Where the number of active tokens is limited, which tokens survive depends on the order in which they are taken: a good
+one, taken late, has not yet tightened the beam for those before it. Kaldi takes them in the order of its hash table,
+which depends on the numbers of the graph's states, and these on the order in which they were composed. Both orders are
+kept here, so that the survivors are the same: ``number`` counts states of a composed graph as Kaldi would in this
+recording, though their arcs may be known from an earlier one.
 """
 
 from __future__ import annotations
@@ -19,10 +25,11 @@ INFINITY = np.float32(np.inf)
 STATE, INSIDE, INSIDE_END, OUTWARD, OUTWARD_END = range(5)
 TARGET, TID, WORD = range(3)
 GRAPH, ACOUSTIC = range(2)
-TOKENS, LINKS, FRAMES, PRUNED = range(4)
+TOKENS, LINKS, FRAMES, PRUNED, BUCKETS, NUMBERED, FIRST_NUMBER, RECORDING, MARK = range(9)
+FIRST_BUCKETS, BUCKETS_OF_TOKEN = 1000, 2
 BEAM, LATTICE_BEAM, BEAM_DELTA, PRUNE_DELTA, ACOUSTIC_SCALE = range(5)
 MAX_ACTIVE, MIN_ACTIVE, PRUNE_INTERVAL = range(3)
-DONE, TABLE_FULL, TOKENS_FULL, NO_TOKENS = range(4)
+DONE, TABLE_FULL, TOKENS_FULL, BUCKETS_FULL, NO_TOKENS = range(5)
 
 
 class Work(NamedTuple):
@@ -31,7 +38,10 @@ class Work(NamedTuple):
     ``counts``: tokens, links, frames searched, frames at the last pruning. ``token`` [tokens, 5]: graph state, its two
     ranges of links. ``link`` [links, 3]: token that it leads to (-1: pruned), transition-id, word. ``frame[f]``: first
     token of frame ``f``, where 0 is before the first frame. ``dirty[f]``: 1, links of the frame are to be pruned.
-    ``of_state``: the token of each graph state in the newest frame, if it is one.
+    ``of_state``: the token of each graph state in the newest frame, if it is one. ``order``: tokens of the newest frame,
+    counted from its first, in the order of Kaldi's hash table, whose buckets are ``bucket`` [buckets, 3]: mark, first and
+    last token; ``following`` is the next token of a token's bucket. ``number`` [graph states, 2]: number, and the
+    recording in which the numbers of its successors were given; empty where the graph is static.
     """
 
     counts: NDArray[np.int64]
@@ -49,6 +59,60 @@ class Work(NamedTuple):
     scratch: NDArray[np.float32]
     beams: NDArray[np.float32]
     limits: NDArray[np.int64]
+    order: NDArray[np.int32]
+    following: NDArray[np.int32]
+    bucket: NDArray[np.int32]
+    occupied: NDArray[np.int32]
+    number: NDArray[np.int32]
+
+
+@njit(cache=True)
+def _enter(left: Any, right: Any, table: Any, work: Any, state: int) -> bool:
+    """Know the arcs of a graph state, and number the states behind them as Kaldi would; False: no room."""
+    if table.begin[state] == 0 and not visit(left, right, table, state):
+        return False
+    number, counts = work.number, work.counts
+    if len(number) and number[state, 1] != counts[RECORDING]:
+        number[state, 1] = counts[RECORDING]
+        at = table.begin[state] - 1
+        for i in range(at, at + table.number[state]):
+            to = table.arcs[i, NEXT]
+            if number[to, 0] < counts[FIRST_NUMBER]:
+                number[to, 0] = counts[FIRST_NUMBER] + counts[NUMBERED]
+                counts[NUMBERED] += 1
+    return True
+
+
+@njit(cache=True)
+def _sort_by_bucket(work: Any, begin: int) -> int:
+    """Fill ``order`` with the tokens from ``begin`` on: bucket by bucket, as they came (Kaldi's HashList)."""
+    counts, bucket, occupied, following = work.counts, work.bucket, work.occupied, work.following
+    buckets = counts[BUCKETS]
+    counts[MARK] += 1
+    mark = np.int32(counts[MARK])
+    used = 0
+    for t in range(begin, counts[TOKENS]):
+        state = np.int64(work.token[t, STATE])
+        if len(work.number):
+            state = work.number[state, 0] - counts[FIRST_NUMBER]
+        b = state % buckets
+        here = t - begin
+        following[here] = -1
+        if bucket[b, 0] != mark:
+            bucket[b, 0], bucket[b, 1] = mark, here
+            occupied[used] = b
+            used += 1
+        else:
+            following[bucket[b, 2]] = here
+        bucket[b, 2] = here
+    at = 0
+    for i in range(used):
+        here = bucket[occupied[i], 1]
+        while here >= 0:
+            work.order[at] = here
+            at += 1
+            here = following[here]
+    return at
 
 
 @njit(cache=True)
@@ -82,7 +146,8 @@ def _cutoff(work: Any, begin: int, end: int) -> tuple[Any, Any, int]:
     cost, scratch = work.cost, work.scratch
     beam, max_active, min_active = work.beams[BEAM], work.limits[MAX_ACTIVE], work.limits[MIN_ACTIVE]
     best, best_cost = -1, INFINITY
-    for t in range(end - 1, begin - 1, -1):
+    for k in range(end - begin):
+        t = begin + work.order[k]
         if cost[t] < best_cost:
             best, best_cost = t, cost[t]
     by_beam = best_cost + beam
@@ -97,7 +162,9 @@ def _cutoff(work: Any, begin: int, end: int) -> tuple[Any, Any, int]:
         limit = _smallest(scratch, count, max_active)
         if limit < by_beam:
             return limit, (limit - best_cost) + work.beams[BEAM_DELTA], best
-    if count > min_active and within <= min_active:
+    if count <= min_active:
+        return INFINITY, INFINITY, best
+    if within <= min_active:
         for t in range(begin, end):
             scratch[t - begin] = cost[t]
         limit = _smallest(scratch, count, min_active)
@@ -140,7 +207,7 @@ def _emit(left: Any, right: Any, table: Any, work: Any, row: Any, pdf_of_tid: An
     next_cutoff, offset = INFINITY, np.float32(0)
     if best >= 0:
         state = token[best, STATE]
-        if table.begin[state] == 0 and not visit(left, right, table, state):
+        if not _enter(left, right, table, work, state):
             return TABLE_FULL, next_cutoff
         offset = -cost[best]
         at = table.begin[state] - 1
@@ -152,12 +219,13 @@ def _emit(left: Any, right: Any, table: Any, work: Any, row: Any, pdf_of_tid: An
                     next_cutoff = new + beam
     work.offset[frame] = offset
     used = work.counts[LINKS]
-    for t in range(begin, end):
+    for k in range(end - begin):
+        t = begin + work.order[k]
         if cost[t] > cutoff:
             token[t, OUTWARD] = token[t, OUTWARD_END] = 0
             continue
         state = token[t, STATE]
-        if table.begin[state] == 0 and not visit(left, right, table, state):
+        if not _enter(left, right, table, work, state):
             return TABLE_FULL, next_cutoff
         token[t, OUTWARD] = used
         at = table.begin[state] - 1
@@ -191,11 +259,10 @@ def _follow_epsilons(left: Any, right: Any, table: Any, work: Any, first: int, c
     token, cost, link, link_cost, stack = work.token, work.cost, work.link, work.link_cost, work.stack
     used = work.counts[LINKS]
     pending = 0
-    for t in range(first, work.counts[TOKENS]):
-        if cost[t] >= cutoff:
-            continue
+    for k in range(_sort_by_bucket(work, first)):
+        t = first + work.order[k]
         state = token[t, STATE]
-        if table.begin[state] == 0 and not visit(left, right, table, state):
+        if not _enter(left, right, table, work, state):
             return TABLE_FULL
         if table.epsilons[state] != 0:
             if pending >= len(stack):
@@ -228,7 +295,7 @@ def _follow_epsilons(left: Any, right: Any, table: Any, work: Any, first: int, c
             link_cost[used, GRAPH], link_cost[used, ACOUSTIC] = graph, np.float32(0)
             used += 1
             if changed:
-                if table.begin[following] == 0 and not visit(left, right, table, following):
+                if not _enter(left, right, table, work, following):
                     return TABLE_FULL
                 if table.epsilons[following] != 0:
                     if pending >= len(stack):
@@ -237,13 +304,21 @@ def _follow_epsilons(left: Any, right: Any, table: Any, work: Any, first: int, c
                     pending += 1
         token[t, INSIDE_END] = used
     work.counts[LINKS] = used
+    _sort_by_bucket(work, first)
     return DONE
 
 
 @njit(cache=True)
 def begin_search(left: Any, right: Any, table: Any, work: Any, start: int) -> int:
     """The tokens before the first frame; a status."""
-    work.counts[:] = 0
+    counts = work.counts
+    counts[FIRST_NUMBER] += counts[NUMBERED] + 1
+    counts[RECORDING] += 1
+    counts[TOKENS] = counts[LINKS] = counts[FRAMES] = counts[PRUNED] = 0
+    counts[BUCKETS] = FIRST_BUCKETS
+    if len(work.number):
+        work.number[start, 0] = counts[FIRST_NUMBER]
+        counts[NUMBERED] = 1
     work.frame[0] = 0
     work.links_of[0] = 0
     _token_of(work, start, 0, np.float32(0))
@@ -267,6 +342,10 @@ def advance(left: Any, right: Any, table: Any, work: Any, scores: Any, pdf_of_ti
             prune(work)
             counts[PRUNED] = frame
         tokens, links = counts[TOKENS], counts[LINKS]
+        count = BUCKETS_OF_TOKEN * (tokens - work.frame[frame])
+        if count > len(work.bucket):
+            return BUCKETS_FULL
+        counts[BUCKETS] = max(counts[BUCKETS], count)
         status, cutoff = _emit(left, right, table, work, scores[frame - begin], pdf_of_tid)
         inside = counts[LINKS]
         if status == DONE:
