@@ -63,6 +63,16 @@ def test_weights_alone_are_the_usual_simulation_and_the_recipe_chooses_layers() 
     assert found.layers == len(prepared.weights) < found.candidates
 
 
+def test_a_kaldi_model_of_lattices() -> None:
+    where = Path(__file__).parents[1] / "data" / "kaldi" / "digits"
+    utterances = read_manifest(sample.evaluation())[20:60]
+    found = quantasr.bit_widths(where, utterances, bits=(8,), recipe="default", calibration=CALIBRATION)
+    assert (found.layers, found.candidates, found.ranges, found.notes) == (16, 18, "calibrated", ())
+    for row in found.rows:
+        assert found.against_float(row.result).difference <= 0.003
+    assert found.score(found.original).rate < 0.02
+
+
 def test_calibrated_ranges_and_an_artifact_beside(
     quantasr_cli: Cli, sample_artifact: Callable[..., Path], tmp_path: Path
 ) -> None:
