@@ -7,6 +7,7 @@ from typing import Any
 
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.components import Component
+from quantasr.kaldi.nnet3.config import Const
 from quantasr.kaldi.nnet3.network import Network
 from quantasr.sources.kaldi.layers import offsets_of
 from quantasr.sources.kaldi.network import KaldiNetwork
@@ -44,6 +45,8 @@ def build_network(
         assert line.input is not None
         if line.component is None:
             nodes[line.name] = GraphNode(line.name, line.input)
+        elif network.components[line.component].kind == "DropoutMaskComponent":  # reads nothing: its line names itself
+            nodes[line.name] = GraphNode(line.name, Const(1.0, dims[line.name]))
         else:
             component = components[line.name] = network.components[line.component]
             nodes[line.name] = GraphNode(line.name, line.input, *offsets_of(component))

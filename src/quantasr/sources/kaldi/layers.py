@@ -55,17 +55,18 @@ class TimeHeight(nn.Conv2d):
         fields = component.fields
         offsets: Sequence[tuple[int, int]] = [tuple(pair) for pair in fields["Offsets"]]
         times, heights = sorted({t for t, _ in offsets}), sorted({h for _, h in offsets})
+        t_step = int(np.gcd.reduce(np.diff(times))) if len(times) > 1 else 1  # times that are left out have weight zero
         filters_in, filters_out = fields["NumFiltersIn"], fields["NumFiltersOut"]
         self.height_in, self.height_out = fields["HeightIn"], fields["HeightOut"]
         subsample = fields["HeightSubsampleOut"]
         h_step = int(np.gcd.reduce(np.diff(heights))) if len(heights) > 1 else 1
-        kernel = ((heights[-1] - heights[0]) // h_step + 1, len(times))
+        kernel = ((heights[-1] - heights[0]) // h_step + 1, (times[-1] - times[0]) // t_step + 1)
         super().__init__(filters_in, filters_out, kernel, (subsample, stride), dilation=(h_step, dilation))
         weight, bias = matrix(component)
         blocks = torch.tensor(weight, dtype=torch.float32).view(filters_out, len(offsets), filters_in)
         full = torch.zeros(filters_out, filters_in, *kernel)
         for i, (t, h) in enumerate(offsets):
-            full[:, :, (h - heights[0]) // h_step, times.index(t)] = blocks[:, i]
+            full[:, :, (h - heights[0]) // h_step, (t - times[0]) // t_step] = blocks[:, i]
         self.weight = nn.Parameter(full)
         self.bias = nn.Parameter(torch.zeros(filters_out) if bias is None else torch.tensor(bias))
         below = (self.height_out - 1) * subsample + heights[-1] - (self.height_in - 1)
@@ -114,17 +115,6 @@ class ScaleOffset(nn.Module):
         if self.scale is not None:
             x = x * self.scale
         return x if self.offset is None else x + self.offset
-
-
-class Pointwise(nn.Module):
-    """A function of one tensor."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 class Softmax(nn.Module):
@@ -181,6 +171,50 @@ class Product(nn.Module):
         for part in rest:
             first = first * part
         return first
+
+
+class Normalize(nn.Module):
+    """NormalizeComponent: each frame, or block of it, scaled to the root mean square ``rms``; and its logarithm."""
+
+    floor = 2.0**-66  # of the mean square, as in Kaldi's NormalizePerRow
+
+    def __init__(self, rms: float, blocks: int, add_log: bool) -> None:
+        super().__init__()
+        self.rms, self.blocks, self.add_log = rms, blocks, add_log
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.reshape(x.shape[0], self.blocks, -1, x.shape[-1])
+        square = parts.square().mean(dim=2, keepdim=True) / self.rms**2
+        square = square.clamp(min=self.floor)
+        found = parts * square.rsqrt()
+        if self.add_log:
+            found = torch.cat([found, 0.5 * square.log() + float(np.log(self.rms))], dim=2)
+        return found.reshape(x.shape[0], -1, 1, x.shape[-1])
+
+
+class SumBlocks(nn.Module):
+    """SumBlockComponent: the sum of the blocks that the channels are cut in, scaled."""
+
+    def __init__(self, blocks: int, scale: float) -> None:
+        super().__init__()
+        self.blocks, self.scale = blocks, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.reshape(x.shape[0], self.blocks, -1, x.shape[-1])
+        return parts.sum(dim=1).unsqueeze(2) * self.scale
+
+
+class Constant(nn.Module):
+    """The same ``values`` ``[channels]`` at every frame."""
+
+    values: Tensor
+
+    def __init__(self, values: Any) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.values.expand(x.shape[0], -1, 1, x.shape[-1])
 
 
 class Pnorm(nn.Module):
@@ -242,6 +276,19 @@ def _blocks(component: Component) -> Blocks:
     return Blocks(weight.view(fields["NumBlocks"], -1, weight.shape[1]), bias)
 
 
+def _normalize(component: Component) -> Normalize:
+    fields = component.fields
+    dim = fields["Dim"] if "Dim" in fields else fields["InputDim"]
+    blocks = dim // fields["BlockDim"] if "BlockDim" in fields else 1
+    return Normalize(float(fields.get("TargetRms", 1.0)), blocks, bool(fields.get("AddLogStddev", False)))
+
+
+def _scale_and_offset(component: Component) -> ScaleOffset:
+    fields = component.fields
+    blocks = fields["Dim"] // len(fields["Scales"])
+    return ScaleOffset(np.tile(fields["Scales"], blocks), np.tile(fields["Offsets"], blocks))
+
+
 def _identity(component: Component) -> nn.Module:
     return nn.Identity()
 
@@ -253,9 +300,9 @@ ELEMENTWISE: dict[str, Callable[[Component], nn.Module]] = {
     "SoftmaxComponent": lambda c: Softmax(log=False),
     "LogSoftmaxComponent": lambda c: Softmax(log=True),
     "BatchNormComponent": _norm,
-    "DropoutComponent": _identity,
+    # Unlike GeneralDropout's, its training did not scale what is left up, so inference scales down.
+    "DropoutComponent": lambda c: ScaleOffset([1.0 - c.fields["DropoutProportion"]]),
     "GeneralDropoutComponent": _identity,
-    "DropoutMaskComponent": lambda c: Pointwise(torch.ones_like),
     "SpecAugmentTimeMaskComponent": _identity,
     "NoOpComponent": _identity,
     "ClipGradientComponent": _identity,
@@ -268,7 +315,10 @@ ELEMENTWISE: dict[str, Callable[[Component], nn.Module]] = {
     "PerElementScaleComponent": lambda c: ScaleOffset(c.fields["Params"]),
     "NaturalGradientPerElementScaleComponent": lambda c: ScaleOffset(c.fields["Params"]),
     "PerElementOffsetComponent": lambda c: ScaleOffset(None, c.fields["Offsets"]),
-    "ScaleAndOffsetComponent": lambda c: ScaleOffset(c.fields["Scales"], c.fields["Offsets"]),
+    "ScaleAndOffsetComponent": _scale_and_offset,
+    "NormalizeComponent": _normalize,
+    "SumBlockComponent": lambda c: SumBlocks(c.fields["InputDim"] // c.fields["OutputDim"], float(c.fields["Scale"])),
+    "ConstantFunctionComponent": lambda c: Constant(c.fields["Output"]),
     "SumGroupComponent": lambda c: SumGroup(c.fields["Sizes"]),
     "ElementwiseProductComponent": lambda c: Product(c.fields["InputDim"] // c.fields["OutputDim"]),
     "PnormComponent": lambda c: Pnorm(c.fields["OutputDim"], 2.0),

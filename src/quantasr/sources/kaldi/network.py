@@ -51,6 +51,7 @@ class KaldiNetwork(nn.Module):
         super().__init__()
         self._nodes, self._plan, self._output, self._inputs, self._dims = nodes, plan, output, inputs, dims
         self._ranges = ranges
+        self._kinds = {name: component.kind for name, component in components.items()}
         self._paths: dict[str, str] = {}
         rows = _tail(nodes, components, plan, output)
         self._rows = rows
@@ -108,10 +109,8 @@ class KaldiNetwork(nn.Module):
             return layers.product(*layers.matrix(component))
         if kind in layers.IN_TIME:
             span, offsets = self._plan.spans[name], self._nodes[name].offsets
-            fine, spacing = _spacing(span, offsets)
+            fine, spacing = _spacing(span, offsets, component.kind)
             if kind == "TimeHeightConvolutionComponent":
-                if not spacing:
-                    raise ModelLoadError(f"component '{component.name}': its offsets in time are not evenly spaced")
                 return layers.TimeHeight(component, span.step // fine, spacing // fine)
             if spacing:
                 taps = len(offsets)
@@ -120,7 +119,7 @@ class KaldiNetwork(nn.Module):
         if kind in layers.ELEMENTWISE:
             return layers.ELEMENTWISE[kind](component)
         raise ModelLoadError(
-            f"component '{component.name}' of type {kind}: can be read but not run; it is known are "
+            f"component '{component.name}' of type {kind}: can be read but not run; those that can are "
             f"{', '.join(sorted({*layers.MATRICES, *layers.IN_TIME, *layers.ELEMENTWISE}))}"
         )
 
@@ -128,7 +127,7 @@ class KaldiNetwork(nn.Module):
 
     def _compute(self, name: str, values: Values) -> Tensor:
         node, span = self._nodes[name], self._plan.spans[name]
-        fine, spacing = _spacing(span, node.offsets)
+        fine, spacing = _spacing(span, node.offsets, self._kinds.get(name))
         if spacing:
             low, high = min(node.offsets), max(node.offsets)
             x = values.read(node.reads, Span(span.start + low, span.end + high, fine))
@@ -150,9 +149,11 @@ class KaldiNetwork(nn.Module):
         return y
 
 
-def _spacing(span: Span, offsets: Sequence[int]) -> tuple[int, int]:
+def _spacing(span: Span, offsets: Sequence[int], kind: str | None) -> tuple[int, int]:
     """(step at which an input must be read for all offsets, the offsets' distance; 0 where that is not even)."""
     gaps = set(np.diff(offsets).tolist())
+    if kind == "TimeHeightConvolutionComponent" and gaps:  # its kernel holds zeros for what is left out
+        return gcd(span.step, *gaps), gcd(*gaps)
     if len(gaps) != 1 or min(gaps) <= 0:
         return (span.step, span.step) if len(offsets) == 1 else (span.step, 0)
     spacing = gaps.pop()

@@ -1,0 +1,94 @@
+"""Networks of every component, descriptor and recipe layer, against what real Kaldi computes with them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quantasr.errors import ModelLoadError
+from quantasr.kaldi.nnet3.model import read_model
+from quantasr.sources.kaldi.build import build_network
+
+GOLDEN = Path(__file__).parents[1] / "data" / "kaldi" / "golden"
+CASES = json.loads((GOLDEN / "index.json").read_text())
+INPUTS = dict(np.load(GOLDEN / "inputs.npz"))
+OUTPUTS = dict(np.load(GOLDEN / "outputs.npz"))
+
+NOT_RUN = dict.fromkeys(
+    ("recipe_stats", "recipe_stats_counts"), "StatisticsExtractionComponent: can be read but not run"
+)
+"""Networks that are read and not run, and why."""
+
+
+def padded(case, frames=None):
+    """The features with their contexts, the i-vector beside each frame."""
+    left, right = case["left_context"], case["right_context"]
+    feats = INPUTS["feats"][:frames]
+    x = np.concatenate([np.repeat(feats[:1], left, 0), feats, np.repeat(feats[-1:], right, 0)])
+    if case["ivector"]:
+        x = np.concatenate([x, np.repeat(INPUTS["ivector"][None], len(x), 0)], axis=1)
+    return torch.from_numpy(x.astype(np.float32))[None]
+
+
+def network(name):
+    case = CASES[name]
+    model = read_model(GOLDEN / case["network"])
+    return build_network(
+        model.network,
+        case["left_context"],
+        case["right_context"],
+        subsampling=case["frame_subsampling_factor"],
+        where=name,
+    ).eval()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_RUN])
+def test_as_kaldi(name):
+    with torch.inference_mode():
+        found = network(name)(padded(CASES[name]))[0].numpy()
+    assert found.shape == OUTPUTS[name].shape
+    np.testing.assert_allclose(found, OUTPUTS[name], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", NOT_RUN)
+def test_what_cannot_be_run_is_refused(name):
+    with pytest.raises(ModelLoadError, match=NOT_RUN[name]):
+        network(name)
+
+
+@pytest.mark.parametrize("name", ["recipe_tdnnf", "recipe_cnn_tdnn"])
+def test_batches_of_different_lengths_are_as_alone(name):
+    case, net = CASES[name], network(name)
+    long, short = padded(case), padded(case, 20)
+    batch = torch.zeros(2, *long.shape[1:])
+    batch[0], batch[1, : short.shape[1]] = long[0], short[0]
+    with torch.inference_mode():
+        found, alone = net(batch), net(short)[0]
+    np.testing.assert_allclose(found[1, : len(alone)], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["recipe_tdnn", "recipe_tdnnf", "recipe_cnn_tdnn"])
+def test_chunks_are_as_the_whole(name):
+    """Chunks of three output frames, each with the context of its own, as streaming would run it."""
+    case, net = CASES[name], network(name)
+    x = padded(case)
+    step = case["frame_subsampling_factor"]
+    around = case["left_context"] + case["right_context"]
+    with torch.inference_mode():
+        whole = net(x)[0]
+        chunks = [net(x[:, at : at + around + 2 * step + 1])[0] for at in range(0, x.shape[1] - around, 3 * step)]
+    np.testing.assert_allclose(torch.cat(chunks), whole, atol=1e-5)
+
+
+def test_contexts_that_are_too_short_are_named():
+    model = read_model(GOLDEN / "recipe_tdnn.raw")
+    with pytest.raises(ModelLoadError, match=r"frames before and .* more than the contexts that the model names"):
+        build_network(model.network, 0, 0, where="final.mdl")
+
+
+def test_unknown_output_is_named():
+    model = read_model(GOLDEN / "recipe_tdnn.raw")
+    with pytest.raises(ModelLoadError, match="no output-node 'nothing'; it has 'output'"):
+        build_network(model.network, 9, 9, output="nothing", where="final.mdl")
