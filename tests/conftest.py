@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,24 @@ def engine_choices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTASR_CACHE", str(folder))
         yield folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems() -> None:
+    _let_modules_be_asked_for_their_file()
+
+
+@pytest.fixture(autouse=True)
+def modules_with_files() -> None:
+    """As when tests are collected, for what a test before has imported."""
+    _let_modules_be_asked_for_their_file()
+
+
+def _let_modules_be_asked_for_their_file() -> None:
+    """Hypothesis asks every module for its file, and SpeechBrain's lazy ones try to import what is not installed."""
+    lazy = sys.modules.get("speechbrain.utils.importutils")
+    if lazy is not None:
+        lazy.LazyModule.__file__ = None
 
 
 @pytest.fixture(autouse=True)
