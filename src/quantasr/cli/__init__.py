@@ -14,7 +14,18 @@ from quantasr.cli.output import say
 from quantasr.errors import QuantasrError
 from quantasr.version import __version__
 
-COMMANDS = ("quantize", "evaluate", "transcribe", "bench", "inspect", "sensitivity", "compile-graph", "demo")
+COMMANDS = (
+    "quantize",
+    "evaluate",
+    "transcribe",
+    "bench",
+    "inspect",
+    "sensitivity",
+    "compile-graph",
+    "score-lattices",
+    "loglikes",
+    "demo",
+)
 
 OK, FAILED, USAGE, PARTLY, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes; PARTLY: some recordings were not usable or are suspicious, which was reported, and the rest was done."""

@@ -10,6 +10,7 @@ from quantasr.cli.options import (
     add_command,
     add_decoder,
     add_engine,
+    add_manifest,
     add_trust,
     count,
     decoder_options,
@@ -19,7 +20,7 @@ from quantasr.cli.options import (
 )
 from quantasr.cli.output import say, show, write_json
 from quantasr.errors import ManifestError, RecipeError
-from quantasr.speech.manifest import FORMATS, read_manifest
+from quantasr.speech.manifest import read_manifest
 from quantasr.speech.text import NORMALIZERS
 
 _EXAMPLES = """\
@@ -36,11 +37,9 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         subparsers, "evaluate", "Word error rate and real-time factor of one system or several, in one run.", _EXAMPLES
     )
     command.add_argument("systems", nargs="+", metavar="SYSTEM", help="artifact folder, or original model")
-    command.add_argument("--manifest", required=True, help="speech with reference texts")
-    command.add_argument("--format", choices=["auto", *FORMATS], default="auto", help="form of the manifest")
+    add_manifest(command, "speech with reference texts")
     command.add_argument("--normalizer", choices=list(NORMALIZERS), default="basic", help="of both texts (basic)")
     command.add_argument("--utterances", type=Path, metavar="FILE", help="write each utterance as a line of JSON")
-    command.add_argument("--limit", type=count, metavar="N", help="the first N utterances only")
     command.add_argument("--batch-size", type=count, default=1, metavar="N")
     add_engine(command)
     add_decoder(command)

@@ -11,6 +11,7 @@ from quantasr.artifact import GRAPH, MANIFEST, NATIVE
 from quantasr.engines import ENGINES
 from quantasr.engines.engine import COMPUTE
 from quantasr.errors import ModelLoadError, RecipeError
+from quantasr.speech.manifest import FORMATS
 
 if TYPE_CHECKING:
     from quantasr.sources import AsrModel
@@ -54,6 +55,13 @@ def add_command(subparsers: Any, name: str, summary: str, examples: str) -> argp
     return command
 
 
+def add_manifest(command: argparse.ArgumentParser, what: str) -> None:
+    """``--manifest``, ``--format`` and ``--limit``."""
+    command.add_argument("--manifest", required=True, help=what)
+    command.add_argument("--format", choices=["auto", *FORMATS], default="auto", help="form of the manifest")
+    command.add_argument("--limit", type=count, metavar="N", help="the first N utterances only")
+
+
 def add_engine(command: argparse.ArgumentParser) -> None:
     """``--engine``, ``--compute`` and ``--threads``."""
     command.add_argument("--engine", choices=["auto", *ENGINES], help="default: what the recipe says; auto measures")
@@ -88,6 +96,8 @@ def add_trust(command: argparse.ArgumentParser) -> None:
 
 def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The ``decoder`` that the options ask for, as a keyword argument; empty for the model's own."""
+    if not hasattr(arguments, "greedy"):
+        return {}  # a subcommand without these options
     if arguments.greedy:
         if arguments.lm is not None or arguments.beam_width is not None:
             raise RecipeError("--greedy is no beam search: leave it out, or --lm and --beam-width")

@@ -191,7 +191,7 @@ def evaluate_systems(
     batches = [utterances[i : i + batch_size] for i in range(0, len(utterances), batch_size)]
     warm = False
     for turn, batch in enumerate(track(batches, "evaluating", total=len(batches), show=progress)):
-        readable = _load(batch, systems, failures, warnings)
+        readable = load_batch(batch, systems, failures, warnings)
         if not readable:
             continue
         used += [utterance for utterance, _ in readable]
@@ -214,7 +214,7 @@ def evaluate_systems(
     return Evaluation(results)
 
 
-def _load(
+def load_batch(
     batch: Sequence[Utterance], systems: Sequence[Transcriber], failures: dict[str, str], warnings: dict[str, str]
 ) -> list[tuple[Utterance, dict[int, Waveform]]]:
     """Each readable utterance with its samples at every rate that a system wants."""

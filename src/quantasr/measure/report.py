@@ -14,6 +14,7 @@ from quantasr.measure.audit import Audit
 from quantasr.measure.bench import BenchRow
 from quantasr.measure.bit_widths import BitWidths
 from quantasr.measure.evaluate import EvalResult, Evaluation
+from quantasr.measure.lm_weights import Weights, WeightSearch
 from quantasr.measure.sensitivity import RULE, Part, Sensitivity
 from quantasr.speech.scoring import PairedComparison, Score
 
@@ -256,4 +257,46 @@ def bit_widths_table(found: BitWidths) -> Table:
         table.add_section()
         for row in rows:
             add(str(row.bits), row.quantized, row.granularity, row.result, row.size, "-")
+    return table
+
+
+def weights_table(found: WeightSearch) -> Table:
+    """The error rate at each LM weight (rows) and word penalty (columns), and what the best pair gives."""
+    grid, chosen = found.grid, found.chosen
+    weights = sorted({pair.lm_weight for pair in grid.scores})
+    penalties = sorted({pair.penalty for pair in grid.scores})
+    rate = "WER" if found.unit == "word" else "CER"
+    scored = found.score(found.result)
+    low, high = scored.interval
+    where = "other speech, on which they were not chosen" if found.separate else (
+        "THE SAME SPEECH, on which they were chosen: on new speech they will do worse"
+    )  # fmt: skip
+    table = _table(
+        f"{rate} over LM weight and word penalty ({len(next(iter(grid.scores.values())).utterances)} utterances)",
+        "LM weight",
+        *(f"penalty {penalty:g}" for penalty in penalties),
+        caption=f"Best: {chosen}. With these, on {where}: {scored.counts}, 95 % [{100 * low:.2f}, {100 * high:.2f}]; "
+        f"{_difference(found.comparison)} points against the search's own ({grid.own}).",
+    )
+    for weight in weights:
+        cells = []
+        for penalty in penalties:
+            pair = Weights(weight, penalty)
+            one = grid.scores.get(pair)
+            cells.append("" if one is None else f"{'* ' if pair == chosen else ''}{percent(one.rate)}")
+        table.add_row(f"{weight:g}", *cells)
+    return table
+
+
+def speakers_table(speakers: Mapping[str, Score]) -> Table:
+    """Each speaker's error rate with its counts."""
+    table = _table("speakers", "speaker", "utterances", "length", "error rate [95 %]", "S", "D", "I")
+    for name, found in speakers.items():
+        counts = found.counts
+        table.add_row(
+            escape(name),
+            *map(str, (len(found.utterances), counts.reference_length)),
+            _rate(found),
+            *map(str, (counts.substitutions, counts.deletions, counts.insertions)),
+        )
     return table

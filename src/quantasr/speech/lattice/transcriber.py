@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from quantasr.errors import AudioError, ModelLoadError, RecipeError
 from quantasr.speech.frames import AcousticModel, FrameTranscriber, check_waves
 from quantasr.speech.frontend import Frontend
-from quantasr.speech.lattice.decoder import LatticeDecoder
+from quantasr.speech.lattice.decoder import LatticeDecoder, LatticeOptions
 from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.lattice.lattice import Lattice
 from quantasr.speech.pauses import PauseCutter
@@ -62,6 +62,16 @@ class LatticeTranscriber(FrameTranscriber):
                 f"HCLG.fst and words.txt into its folder 'graph'"
             )
         return self._decoder.decoder if isinstance(self._decoder, DecodingFiles) else self._decoder
+
+    @property
+    def files(self) -> DecodingFiles | None:
+        """Where the graph lies; None for a decoder that came as such, and where there is none."""
+        return self._decoder if isinstance(self._decoder, DecodingFiles) else None
+
+    @property
+    def options(self) -> LatticeOptions:
+        """What the search goes by, without reading the graph."""
+        return self.decoder.options if self.files is None else self.files.options
 
     def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
         """Transcribe a batch; the text of each is the same as when it is transcribed alone.

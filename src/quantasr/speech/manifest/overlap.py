@@ -19,7 +19,9 @@ _SAME_LENGTH_SECONDS = 0.05  # what encoding again may add to a recording
 _NAMED = 3  # utterances that the error names
 
 
-def check_disjoint(calibration: Sequence[Utterance], evaluation: Sequence[Utterance]) -> None:
+def check_disjoint(
+    calibration: Sequence[Utterance], evaluation: Sequence[Utterance], what: str = "calibration"
+) -> None:
     """Make sure that no speech is in both manifests. An utterance is shared when
 
     1. the recording is the same (the same file after following links, files with the same bytes, or the same
@@ -27,7 +29,8 @@ def check_disjoint(calibration: Sequence[Utterance], evaluation: Sequence[Uttera
     2. id and file name, without folder and suffix, are the same, and so are the texts, where both have one, and
        the lengths within 0.05 s: the same recording encoded again.
 
-    The same sentence read a second time is not shared, nor is another part of the same recording.
+    The same sentence read a second time is not shared, nor is another part of the same recording. ``what`` is how the
+    error calls the first manifest.
 
     Raises:
         ManifestError: utterances are shared; says how many and names the first.
@@ -42,7 +45,7 @@ def check_disjoint(calibration: Sequence[Utterance], evaluation: Sequence[Uttera
     )
     more = f" and {len(shared) - _NAMED} more" if len(shared) > _NAMED else ""
     raise ManifestError(
-        f"{len(shared)} of {len(calibration)} calibration utterances are in the evaluation manifest too: "
+        f"{len(shared)} of {len(calibration)} {what} utterances are in the evaluation manifest too: "
         f"{named}{more}: take them out of one of the two"
     )
 
