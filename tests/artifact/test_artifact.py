@@ -152,7 +152,7 @@ def test_other_formats_are_refused_before_anything_else_is_read(folder: Path) ->
         (lambda row: row.update(files=["graph.onnx"]), "'files' is"),
         (lambda row: row["files"].pop("graph.onnx"), "lists no graph.onnx"),
         (lambda row: row["files"].update({"tokenizer.json": "abc"}), "'tokenizer.json' needs sha256 and bytes"),
-        (lambda row: row.update(decoder="lattice"), "decoder 'lattice' is unknown.*upgrade"),
+        (lambda row: row.update(decoder="oracle"), "decoder 'oracle' is unknown.*upgrade"),
         (lambda row: row.update(frontend={"kind": "mfcc"}), "frontend kind 'mfcc' is unknown"),
         (lambda row: row.update(frontend={"kind": "wave", "colour": 1}), "frontend 'wave'"),
     ],
