@@ -184,10 +184,16 @@ def _read_list(path: Path) -> dict[str, _Place]:
         found = _PLACE.fullmatch(entry)
         if found is None:
             raise KaldiFileError(f"{source}: names no file")
-        candidates = [path.parent / found["file"], Path(found["file"])]
-        file = next((file for file in candidates if file.is_file()), candidates[0])
-        places[key] = _Place(file, int(found["offset"] or 0), found["part"], source)
+        places[key] = _Place(_find(path.parent, found["file"]), int(found["offset"] or 0), found["part"], source)
     return places
+
+
+def _find(folder: Path, name: str) -> Path:
+    """The file ``name`` in ``folder`` or in the working directory; where there is none, reading it will say so."""
+    try:
+        return next((path for path in (folder / name, Path(name)) if path.is_file()), folder / name)
+    except (OSError, ValueError):  # a name that no file can have
+        return folder / name
 
 
 def _refuse_commands(entry: str, source: str) -> None:

@@ -21,7 +21,7 @@ _SPACE = re.compile(rb"\s*+")
 _WORD = re.compile(rb"\s*+(\S{1,1000}+)")
 _INT = re.compile(r"[+-]?[0-9]{1,20}")
 _NUMBERS = re.compile(rb"[-+0-9.eEinfatyINFATY\s]*+")
-_FLOAT = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE)
+_FLOAT = re.compile(r"[+-]?(([0-9]++(\.[0-9]*+)?|\.[0-9]++)(e[+-]?[0-9]++)?|inf|infinity|nan)", re.IGNORECASE)
 
 
 class Reader:
@@ -50,13 +50,17 @@ class Reader:
     @classmethod
     def open(cls, path: str | Path, *, mapped: bool = False, binary: bool | None = None) -> Reader:
         """The file ``path``; with ``mapped`` it is not read into memory (and must not change while it is read)."""
+        data: bytes | mmap.mmap
         try:
             if mapped and Path(path).stat().st_size:
                 with Path(path).open("rb") as file:
-                    return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path), binary=binary)
-            return cls(Path(path).read_bytes(), str(path), binary=binary)
-        except OSError as error:
-            raise KaldiFileError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+                    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            else:
+                data = Path(path).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            why = error.strerror if isinstance(error, OSError) else error
+            raise KaldiFileError(f"{short(str(path), 200)}: cannot be read ({why}): check the path") from error
+        return cls(data, str(path), binary=binary)
 
     def at(self, offset: int) -> Reader:
         """A reader of the same bytes from ``offset`` on, which looks there whether they are binary."""
@@ -187,7 +191,7 @@ class Reader:
         if self.binary:
             return self._numbers("<i4", self._int_count(), "integers")
         start, words = self._bracketed()
-        return np.array([self._to_int(word.decode(), 32, start) for word in words.split()], np.int32)
+        return np.array([self._to_int(word.decode("ascii", "replace"), 32, start) for word in words.split()], np.int32)
 
     def read_int_row(self) -> NDArray[np.int32]:
         """Integers as archives hold them: each with its size in binary, the rest of a line in text."""
@@ -205,7 +209,7 @@ class Reader:
         if self.binary:
             return self._numbers("<i4", 2 * self._int_count(), "pairs of integers").reshape(-1, 2)
         start, text = self._bracketed()
-        pairs = [word.decode().split(",") for word in text.split()]
+        pairs = [word.decode("ascii", "replace").split(",") for word in text.split()]
         if any(len(pair) != 2 for pair in pairs):
             self.fail("pairs of integers were expected", start)
         return np.array([[self._to_int(i, 32, start) for i in pair] for pair in pairs], np.int32).reshape(-1, 2)
@@ -354,7 +358,13 @@ class Reader:
 _KINDS = {"F": "<f4", "D": "<f8"}
 
 
-def short(word: str) -> str:
+def short(word: str, most: int = 40) -> str:
     """A word for an error message, on one line and not long."""
-    word = "".join(letter if letter.isprintable() else "?" for letter in word[:43])
-    return word if len(word) < 43 else word[:40] + "..."
+    shown = "".join(letter if letter.isprintable() else "?" for letter in word[:most])
+    return shown if len(word) <= most else shown + "..."
+
+
+def single(values: Floats) -> NDArray[np.float32]:
+    """``values`` as float32; those that are too large become infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32, copy=False)

@@ -67,7 +67,7 @@ def read_fst_from(source: Source) -> Fst:
     at = source.at
     head = read_header(source)
     if head.arc != "standard":
-        raise source.error(f"arcs of type {head.arc!r} are not supported, only 'standard' (tropical)", at)
+        raise source.error(f"arcs of type {head.arc[:40]!r} are not supported, only 'standard' (tropical)", at)
     if head.kind in LOOKAHEAD:
         return _read_lookahead(source, head)
     if head.kind == "ngram":
@@ -81,7 +81,9 @@ def read_fst_from(source: Source) -> Fst:
         start = head.start
     else:
         known = ", ".join(("vector", "const", "ngram", *LOOKAHEAD))
-        raise source.error(f"FSTs of type {head.kind!r} are not supported ({known}); convert it with fstconvert", at)
+        raise source.error(
+            f"FSTs of type {head.kind[:40]!r} are not supported ({known}); convert it with fstconvert", at
+        )
     _check(source, at, start, arcs, final)
     return Fst(start, first, arcs, final, head.input_symbols, head.output_symbols, None, head.kind)
 

@@ -89,7 +89,7 @@ def read_words(path: str | Path) -> SymbolTable:
         parts = line.split()
         if not parts:
             continue
-        if len(parts) != 2 or not parts[1].isdecimal():
+        if len(parts) != 2 or not parts[1].isdecimal() or len(parts[1]) > 18:
             raise KaldiFileError(f"{path}, line {number}: expected a word and an integer, found {line[:60]!r}")
         pairs.append((parts[0], int(parts[1])))
     return SymbolTable.of(pairs, str(path))

@@ -56,7 +56,7 @@ _KEYS = {
     "dim-range-node": ("name", "input-node", "dim-offset", "dim"),
     "output-node": ("name", "input", "objective"),
 }
-_KEY = re.compile(r"(?:^|[ \t])[ \t]*([A-Za-z_][-\w.]*)=", re.ASCII)
+_KEY = re.compile(r"(?:^|(?<=[ \t]))([A-Za-z_][-\w.]*+)=", re.ASCII)
 _SIZE = re.compile(r"[0-9]{1,9}")
 
 

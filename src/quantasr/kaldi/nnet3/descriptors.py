@@ -102,7 +102,7 @@ _LISTS: dict[str, type[Append] | type[Sum] | type[Switch]] = {"Append": Append, 
 _NAMES = {*_LISTS, "Scale", "Const", "Offset", "ReplaceIndex", "Round", "IfDefined", "Failover"}
 _WORD = re.compile(r"[ \t]*([(),]|[^ \t(),]+)")
 _NAME = re.compile(r"[A-Za-z_][-\w.]*", re.ASCII)
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+_NUMBER = re.compile(r"[+-]?([0-9]++(\.[0-9]*+)?|\.[0-9]++)([eE][+-]?[0-9]{1,4})?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _DEEPEST = 50
 

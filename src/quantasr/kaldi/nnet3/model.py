@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.network import Network, read_network, write_network
 from quantasr.kaldi.nnet3.transitions import TransitionModel, read_transition_model, write_transition_model
-from quantasr.kaldi.stream import Reader, short
+from quantasr.kaldi.stream import Reader, short, single
 from quantasr.kaldi.writer import writing
 
 __all__ = ["AcousticModel", "Network", "read_model", "write_model"]
@@ -78,7 +78,7 @@ def read_model_from(reader: Reader) -> AcousticModel:
     reader.expect_token("<RightContext>")
     right = reader.read_int32()
     reader.expect_token("<Priors>")
-    priors = reader.read_vector().astype(np.float32, copy=False)
+    priors = single(reader.read_vector())
     try:
         return AcousticModel(transitions, network, left, right, priors, reader.binary)
     except ModelLoadError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantasr.errors import ModelLoadError
-from quantasr.kaldi.stream import Reader, short
+from quantasr.kaldi.stream import Reader, short, single
 from quantasr.kaldi.writer import Writer
 
 Ints: TypeAlias = NDArray[np.int32]
@@ -171,7 +171,7 @@ def read_transition_model(reader: Reader) -> TransitionModel:
         rows.append(row if width == 4 else [*row, row[2]])
     reader.expect_token("</Triples>", "</Tuples>")
     reader.expect_token("<LogProbs>")
-    log_probs = reader.read_vector().astype(np.float32)
+    log_probs = single(reader.read_vector())
     reader.expect_token("</LogProbs>")
     reader.expect_token("</TransitionModel>")
     try:

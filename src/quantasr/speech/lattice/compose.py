@@ -21,6 +21,7 @@ INPUT, OUTPUT, WEIGHT, NEXT = range(4)
 INFINITY = np.float32(np.inf)
 QUANTUM = np.float32(1 / 1024)
 """Pushed costs that differ by less are one state."""
+BEGIN, ARCS, EPSILONS, TOKEN, NUMBER, RECORDING = range(6)
 STORED, PERIOD = 20, 10
 """States of the right FST with this many arcs have their costs summed up beforehand, at every tenth arc."""
 
@@ -58,17 +59,18 @@ class Right(NamedTuple):
 class Table(NamedTuple):
     """States of the decoding graph that are known so far, and the arcs of those that were visited.
 
-    ``counts``: states, arcs. ``keys`` [states, 4]: left state, right state, filter (1: no epsilons of the right FST; 2:
-    a label was pushed), and the pushed label or cost. ``begin`` is one more than the position of a state's first arc, 0
-    where the state was not visited. Of a static graph everything is known, and ``keys`` and ``slots`` are empty.
+    ``counts``: states, arcs, and three that belong to the search. ``keys`` [states, 4]: left state, right state, filter
+    (1: no epsilons of the right FST; 2: a label was pushed), and the pushed label or cost. ``state`` [states, 8] keeps
+    in one place what a search asks of a state: one more than the position of its first arc (0 where it was not
+    visited), its number of arcs, how many of them are epsilons, and then what belongs to the search (its token, its
+    number in this recording, and the recording). Of a static graph everything is known: ``keys`` and ``slots`` are
+    empty, and ``state`` is [states, 4].
     """
 
     counts: NDArray[np.int64]
     keys: NDArray[np.int32]
     slots: NDArray[np.int32]
-    begin: NDArray[np.int32]
-    number: NDArray[np.int32]
-    epsilons: NDArray[np.int32]
+    state: NDArray[np.int32]
     arcs: NDArray[np.int32]
     weights: NDArray[np.float32]
     final: NDArray[np.float32]
@@ -353,9 +355,9 @@ def visit(left: Any, right: Any, table: Any, state: int) -> bool:
     for i in range(at, table.counts[1]):
         if table.arcs[i, INPUT] == 0:
             epsilons += 1
-    table.number[state] = table.counts[1] - at
-    table.epsilons[state] = epsilons
-    table.begin[state] = at + 1
+    table.state[state, ARCS] = table.counts[1] - at
+    table.state[state, EPSILONS] = epsilons
+    table.state[state, BEGIN] = at + 1
     return True
 
 

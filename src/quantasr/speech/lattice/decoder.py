@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,12 +89,11 @@ class LatticeDecoder:
         if self.pdf_of_tid.min() < 0:
             raise KaldiFileError("the model maps a transition-id to a negative pdf")
         self.pdfs = int(self.pdf_of_tid.max()) + 1
-        self._lock = Lock()
         self._work: Work | None = None
 
     def __call__(self, logprobs: NDArray[np.float32]) -> Lattice:
         """The lattice of one recording. Raises ValueError for an array of another shape, or with NaN."""
-        with self._lock:
+        with self.graph.lock:
             search = Search(self)
             search.advance(logprobs)
             return search.finish()
@@ -112,9 +110,7 @@ class Search:
 
         self.decoder = decoder
         self.graph = decoder.graph
-        self.work = decoder._work or _new_work(
-            decoder.options, len(self.graph.table.begin), self.graph.is_composed, 1 << 16, 512
-        )
+        self.work = decoder._work or _new_work(decoder.options, 1 << 16, 512)
         decoder._work = self.work
         self.alive = True
         graph = self.graph
@@ -210,13 +206,13 @@ def _longer(array: NDArray[Any], size: int) -> NDArray[Any]:
     return longer
 
 
-def _new_work(options: LatticeOptions, states: int, composed: bool, tokens: int, frames: int) -> Work:
+def _new_work(options: LatticeOptions, tokens: int, frames: int) -> Work:
     from quantasr.speech.lattice.search import Work
 
     beams = (options.beam, options.lattice_beam, options.beam_delta, options.lattice_beam * options.prune_scale)
     return Work(
-        counts=np.zeros(9, np.int64),
-        token=np.zeros((tokens, 5), np.int32),
+        counts=np.zeros(6, np.int64),
+        token=np.zeros((tokens, 6), np.int32),
         cost=np.zeros(tokens, np.float32),
         extra=np.zeros(tokens, np.float32),
         link=np.zeros((4 * tokens, 3), np.int32),
@@ -225,7 +221,6 @@ def _new_work(options: LatticeOptions, states: int, composed: bool, tokens: int,
         links_of=np.zeros(frames, np.int64),
         dirty=np.zeros(frames, np.uint8),
         offset=np.zeros(frames, np.float32),
-        of_state=np.zeros(states, np.int32),
         stack=np.empty(4 * tokens, np.int32),
         scratch=np.empty(tokens, np.float32),
         beams=np.array([*beams, options.acoustic_scale], np.float32),
@@ -234,5 +229,4 @@ def _new_work(options: LatticeOptions, states: int, composed: bool, tokens: int,
         following=np.empty(tokens, np.int32),
         bucket=np.zeros((2 * tokens, 3), np.int32),
         occupied=np.empty(tokens, np.int32),
-        number=np.zeros((states if composed else 0, 2), np.int32),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,21 +17,21 @@ if TYPE_CHECKING:
 
 MEMORY = 1 << 30
 """Bytes that the composed part of a graph may take; then it is forgotten and composed again where needed."""
-STATE_BYTES, ARC_BYTES, ARCS_OF_STATE = 44, 16, 4
+STATE_BYTES, ARC_BYTES, ARCS_OF_STATE = 60, 16, 4
 
 
 class DecodingGraph:
     """What a decoder searches: from transition-ids to words.
 
     Made by ``static`` or ``composed``. ``input_labels`` and ``words`` are the largest transition-id and word in it. A
-    composed graph remembers what it has composed, over recordings: one search at a time may use it.
+    graph remembers what a search found in it: one search at a time may use it, which holds ``lock``.
     """
 
     def __init__(self, left: Left, right: Right, table: Table, start: int, labels: tuple[int, int]) -> None:
         self.left, self.right, self.table = left, right, table
         self.start = start
         self.input_labels, self.words = labels
-        self.is_composed = len(left.first) > 1
+        self.lock = Lock()
 
     @classmethod
     def static(cls, fst: Fst) -> DecodingGraph:
@@ -42,13 +43,12 @@ class DecodingGraph:
             raise KaldiFileError("the decoding graph is empty")
         epsilons = np.concatenate(([0], np.cumsum(fst.arcs[:, INPUT] == 0, dtype=np.int32)))
         of_state = (epsilons[fst.first[1:]] - epsilons[fst.first[:-1]]).astype(np.int32)
+        state = np.stack((fst.first[:-1] + 1, np.diff(fst.first), of_state, np.zeros_like(of_state)), axis=1)
         table = Table(
-            counts=np.array([fst.states, len(fst.arcs)], np.int64),
+            counts=np.array([fst.states, len(fst.arcs), 0, 0, 0], np.int64),
             keys=np.empty((0, 4), np.int32),
             slots=np.empty(0, np.int32),
-            begin=fst.first[:-1] + np.int32(1),
-            number=np.diff(fst.first),
-            epsilons=of_state,
+            state=state,
             arcs=fst.arcs,
             weights=fst.arcs.view(np.float32),
             final=fst.final,
@@ -94,9 +94,9 @@ class DecodingGraph:
         table = self.table
         keys = table.keys[states].copy()
         root = table.keys[self.start].copy()
-        table.counts[:] = 0
+        table.counts[:2] = 0
         table.slots[:] = 0
-        table.begin[:] = 0
+        table.state[:] = 0
         self.start = int(state_of(table, *(int(k) for k in root)))
         return np.array([state_of(table, *(int(k) for k in key)) for key in keys], np.int32)
 
@@ -108,12 +108,10 @@ def _empty_table(memory: int) -> Table:
     slots = 1 << int(states * 1.5).bit_length()
     arcs = np.empty((states * ARCS_OF_STATE, 4), np.int32)
     return Table(
-        counts=np.zeros(2, np.int64),
+        counts=np.zeros(5, np.int64),
         keys=np.empty((states, 4), np.int32),
         slots=np.zeros(slots, np.int32),
-        begin=np.zeros(states, np.int32),
-        number=np.empty(states, np.int32),
-        epsilons=np.empty(states, np.int32),
+        state=np.zeros((states, 8), np.int32),
         arcs=arcs,
         weights=arcs.view(np.float32),
         final=np.empty(0, np.float32),

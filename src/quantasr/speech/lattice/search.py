@@ -7,7 +7,7 @@ room and go on.
 Where the number of active tokens is limited, which tokens survive depends on the order in which they are taken: a good
 one, taken late, has not yet tightened the beam for those before it. Kaldi takes them in the order of its hash table,
 which depends on the numbers of the graph's states, and these on the order in which they were composed. Both orders are
-kept here, so that the survivors are the same: ``number`` counts states of a composed graph as Kaldi would in this
+kept here, so that the survivors are the same: states of a composed graph are numbered as Kaldi would in this
 recording, though their arcs may be known from an earlier one.
 """
 
@@ -19,13 +19,28 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from quantasr.speech.lattice.compose import INPUT, NEXT, OUTPUT, WEIGHT, final_cost, visit
+from quantasr.speech.lattice.compose import (
+    ARCS,
+    BEGIN,
+    EPSILONS,
+    INPUT,
+    NEXT,
+    NUMBER,
+    OUTPUT,
+    RECORDING,
+    TOKEN,
+    WEIGHT,
+    final_cost,
+    visit,
+)
 
 INFINITY = np.float32(np.inf)
-STATE, INSIDE, INSIDE_END, OUTWARD, OUTWARD_END = range(5)
+STATE, INSIDE, INSIDE_END, OUTWARD, OUTWARD_END, KEY = range(6)
 TARGET, TID, WORD = range(3)
 GRAPH, ACOUSTIC = range(2)
-TOKENS, LINKS, FRAMES, PRUNED, BUCKETS, NUMBERED, FIRST_NUMBER, RECORDING, MARK = range(9)
+TOKENS, LINKS, FRAMES, PRUNED, BUCKETS, MARK = range(6)
+NUMBERED, FIRST_NUMBER, SEARCHES = range(2, 5)
+MOST_NUMBERS = 1 << 30
 FIRST_BUCKETS, BUCKETS_OF_TOKEN = 1000, 2
 BEAM, LATTICE_BEAM, BEAM_DELTA, PRUNE_DELTA, ACOUSTIC_SCALE = range(5)
 MAX_ACTIVE, MIN_ACTIVE, PRUNE_INTERVAL = range(3)
@@ -35,13 +50,12 @@ DONE, TABLE_FULL, TOKENS_FULL, BUCKETS_FULL, NO_TOKENS = range(5)
 class Work(NamedTuple):
     """What a search holds of one recording.
 
-    ``counts``: tokens, links, frames searched, frames at the last pruning. ``token`` [tokens, 5]: graph state, its two
-    ranges of links. ``link`` [links, 3]: token that it leads to (-1: pruned), transition-id, word. ``frame[f]``: first
-    token of frame ``f``, where 0 is before the first frame. ``dirty[f]``: 1, links of the frame are to be pruned.
-    ``of_state``: the token of each graph state in the newest frame, if it is one. ``order``: tokens of the newest frame,
-    counted from its first, in the order of Kaldi's hash table, whose buckets are ``bucket`` [buckets, 3]: mark, first and
-    last token; ``following`` is the next token of a token's bucket. ``number`` [graph states, 2]: number, and the
-    recording in which the numbers of its successors were given; empty where the graph is static.
+    ``counts``: tokens, links, frames searched, frames at the last pruning. ``token`` [tokens, 6]: graph state, its two
+    ranges of links, the state's number in Kaldi. ``link`` [links, 3]: token that it leads to (-1: pruned),
+    transition-id, word. ``frame[f]``: first token of frame ``f``, where 0 is before the first frame. ``dirty[f]``: 1,
+    links of the frame are to be pruned. ``order``: tokens of the newest frame, counted from its first, in the order of
+    Kaldi's hash table, whose buckets are ``bucket`` [buckets, 3]: mark, first and last token; ``following`` is the next
+    token of a token's bucket.
     """
 
     counts: NDArray[np.int64]
@@ -54,7 +68,6 @@ class Work(NamedTuple):
     links_of: NDArray[np.int64]
     dirty: NDArray[np.uint8]
     offset: NDArray[np.float32]
-    of_state: NDArray[np.int32]
     stack: NDArray[np.int32]
     scratch: NDArray[np.float32]
     beams: NDArray[np.float32]
@@ -63,22 +76,21 @@ class Work(NamedTuple):
     following: NDArray[np.int32]
     bucket: NDArray[np.int32]
     occupied: NDArray[np.int32]
-    number: NDArray[np.int32]
 
 
 @njit(cache=True)
 def _enter(left: Any, right: Any, table: Any, work: Any, state: int) -> bool:
     """Know the arcs of a graph state, and number the states behind them as Kaldi would; False: no room."""
-    if table.begin[state] == 0 and not visit(left, right, table, state):
+    known, counts = table.state, table.counts
+    if known[state, BEGIN] == 0 and not visit(left, right, table, state):
         return False
-    number, counts = work.number, work.counts
-    if len(number) and number[state, 1] != counts[RECORDING]:
-        number[state, 1] = counts[RECORDING]
-        at = table.begin[state] - 1
-        for i in range(at, at + table.number[state]):
+    if len(table.keys) and known[state, RECORDING] != counts[SEARCHES]:
+        known[state, RECORDING] = counts[SEARCHES]
+        at = known[state, BEGIN] - 1
+        for i in range(at, at + known[state, ARCS]):
             to = table.arcs[i, NEXT]
-            if number[to, 0] < counts[FIRST_NUMBER]:
-                number[to, 0] = counts[FIRST_NUMBER] + counts[NUMBERED]
+            if known[to, NUMBER] < counts[FIRST_NUMBER]:
+                known[to, NUMBER] = counts[FIRST_NUMBER] + counts[NUMBERED]
                 counts[NUMBERED] += 1
     return True
 
@@ -87,15 +99,12 @@ def _enter(left: Any, right: Any, table: Any, work: Any, state: int) -> bool:
 def _sort_by_bucket(work: Any, begin: int) -> int:
     """Fill ``order`` with the tokens from ``begin`` on: bucket by bucket, as they came (Kaldi's HashList)."""
     counts, bucket, occupied, following = work.counts, work.bucket, work.occupied, work.following
-    buckets = counts[BUCKETS]
+    buckets = np.uint32(counts[BUCKETS])
     counts[MARK] += 1
     mark = np.int32(counts[MARK])
     used = 0
     for t in range(begin, counts[TOKENS]):
-        state = np.int64(work.token[t, STATE])
-        if len(work.number):
-            state = work.number[state, 0] - counts[FIRST_NUMBER]
-        b = state % buckets
+        b = np.uint32(work.token[t, KEY]) % buckets
         here = t - begin
         following[here] = -1
         if bucket[b, 0] != mark:
@@ -174,9 +183,9 @@ def _cutoff(work: Any, begin: int, end: int) -> tuple[Any, Any, int]:
 
 
 @njit(cache=True)
-def _token_of(work: Any, state: int, first: int, cost: Any) -> tuple[Any, bool]:
+def _token_of(table: Any, work: Any, state: int, first: int, cost: Any) -> tuple[Any, bool]:
     """The token of a graph state in the newest frame, made or made cheaper; whether it was; -1 without room."""
-    t = work.of_state[state]
+    t = table.state[state, TOKEN]
     used = work.counts[TOKENS]
     if first <= t < used and work.token[t, STATE] == state:
         if work.cost[t] > cost:
@@ -192,7 +201,8 @@ def _token_of(work: Any, state: int, first: int, cost: Any) -> tuple[Any, bool]:
     token[t, INSIDE] = token[t, INSIDE_END] = token[t, OUTWARD] = token[t, OUTWARD_END] = 0
     work.cost[t] = cost
     work.extra[t] = np.float32(0)
-    work.of_state[state] = t
+    table.state[state, TOKEN] = t
+    token[t, KEY] = table.state[state, NUMBER] - table.counts[FIRST_NUMBER] if len(table.keys) else state
     return t, True
 
 
@@ -210,8 +220,8 @@ def _emit(left: Any, right: Any, table: Any, work: Any, row: Any, pdf_of_tid: An
         if not _enter(left, right, table, work, state):
             return TABLE_FULL, next_cutoff
         offset = -cost[best]
-        at = table.begin[state] - 1
-        for i in range(at, at + table.number[state]):
+        at = table.state[state, BEGIN] - 1
+        for i in range(at, at + table.state[state, ARCS]):
             tid = table.arcs[i, INPUT]
             if tid != 0:
                 new = table.weights[i, WEIGHT] + offset - scale * row[pdf_of_tid[tid]] + cost[best]
@@ -228,10 +238,10 @@ def _emit(left: Any, right: Any, table: Any, work: Any, row: Any, pdf_of_tid: An
         if not _enter(left, right, table, work, state):
             return TABLE_FULL, next_cutoff
         token[t, OUTWARD] = used
-        at = table.begin[state] - 1
-        if used + table.number[state] > len(link):
+        at = table.state[state, BEGIN] - 1
+        if used + table.state[state, ARCS] > len(link):
             return TOKENS_FULL, next_cutoff
-        for i in range(at, at + table.number[state]):
+        for i in range(at, at + table.state[state, ARCS]):
             tid = table.arcs[i, INPUT]
             if tid == 0:
                 continue
@@ -242,7 +252,7 @@ def _emit(left: Any, right: Any, table: Any, work: Any, row: Any, pdf_of_tid: An
                 continue
             if total + beam < next_cutoff:
                 next_cutoff = total + beam
-            to, _ = _token_of(work, table.arcs[i, NEXT], end, total)
+            to, _ = _token_of(table, work, table.arcs[i, NEXT], end, total)
             if to < 0:
                 return TOKENS_FULL, next_cutoff
             link[used, TARGET], link[used, TID], link[used, WORD] = to, tid, table.arcs[i, OUTPUT]
@@ -264,7 +274,7 @@ def _follow_epsilons(left: Any, right: Any, table: Any, work: Any, first: int, c
         state = token[t, STATE]
         if not _enter(left, right, table, work, state):
             return TABLE_FULL
-        if table.epsilons[state] != 0:
+        if table.state[state, EPSILONS] != 0:
             if pending >= len(stack):
                 return TOKENS_FULL
             stack[pending] = t
@@ -276,11 +286,11 @@ def _follow_epsilons(left: Any, right: Any, table: Any, work: Any, first: int, c
         if total_here >= cutoff:
             continue
         state = token[t, STATE]
-        at = table.begin[state] - 1
-        if used + table.number[state] > len(link):
+        at = table.state[state, BEGIN] - 1
+        if used + table.state[state, ARCS] > len(link):
             return TOKENS_FULL
         token[t, INSIDE] = used  # links of an earlier visit are dropped
-        for i in range(at, at + table.number[state]):
+        for i in range(at, at + table.state[state, ARCS]):
             if table.arcs[i, INPUT] != 0:
                 continue
             graph = table.weights[i, WEIGHT]
@@ -288,7 +298,7 @@ def _follow_epsilons(left: Any, right: Any, table: Any, work: Any, first: int, c
             if total >= cutoff:
                 continue
             following = table.arcs[i, NEXT]
-            to, changed = _token_of(work, following, first, total)
+            to, changed = _token_of(table, work, following, first, total)
             if to < 0:
                 return TOKENS_FULL
             link[used, TARGET], link[used, TID], link[used, WORD] = to, 0, table.arcs[i, OUTPUT]
@@ -297,7 +307,7 @@ def _follow_epsilons(left: Any, right: Any, table: Any, work: Any, first: int, c
             if changed:
                 if not _enter(left, right, table, work, following):
                     return TABLE_FULL
-                if table.epsilons[following] != 0:
+                if table.state[following, EPSILONS] != 0:
                     if pending >= len(stack):
                         return TOKENS_FULL
                     stack[pending] = to
@@ -312,16 +322,21 @@ def _follow_epsilons(left: Any, right: Any, table: Any, work: Any, first: int, c
 def begin_search(left: Any, right: Any, table: Any, work: Any, start: int) -> int:
     """The tokens before the first frame; a status."""
     counts = work.counts
-    counts[FIRST_NUMBER] += counts[NUMBERED] + 1
-    counts[RECORDING] += 1
     counts[TOKENS] = counts[LINKS] = counts[FRAMES] = counts[PRUNED] = 0
     counts[BUCKETS] = FIRST_BUCKETS
-    if len(work.number):
-        work.number[start, 0] = counts[FIRST_NUMBER]
-        counts[NUMBERED] = 1
+    if len(table.keys):
+        known = table.counts
+        known[FIRST_NUMBER] += known[NUMBERED] + 1
+        known[SEARCHES] += 1
+        if known[FIRST_NUMBER] > MOST_NUMBERS:
+            known[FIRST_NUMBER] = known[SEARCHES] = 1
+            table.state[: known[0], NUMBER] = 0
+            table.state[: known[0], RECORDING] = 0
+        table.state[start, NUMBER] = known[FIRST_NUMBER]
+        known[NUMBERED] = 1
     work.frame[0] = 0
     work.links_of[0] = 0
-    _token_of(work, start, 0, np.float32(0))
+    _token_of(table, work, start, 0, np.float32(0))
     status = _follow_epsilons(left, right, table, work, 0, work.beams[BEAM])
     work.frame[1] = work.counts[TOKENS]
     work.links_of[1] = 0
@@ -448,7 +463,8 @@ def _pack(work: Any, lowest: int, newest_stays: bool) -> None:
                     work.link_cost[at, GRAPH], work.link_cost[at, ACOUSTIC] = costs[i, GRAPH], costs[i, ACOUSTIC]
                     at += 1
                 token[to, part + 1] = at
-            token[to, STATE], cost[to], extra[to] = token[t, STATE], cost[t], extra[t]
+            token[to, STATE], token[to, KEY] = token[t, STATE], token[t, KEY]
+            cost[to], extra[to] = cost[t], extra[t]
         frame_end = old_end
         stop = used if frame == last else first_token
         if frame < last:

@@ -1,5 +1,5 @@
 """Makes the networks and outputs of this folder with Kaldi's own programs (nnet3-init, nnet3-copy, nnet3-info,
-nnet3-compute on PATH, and KALDI_STEPS, the folder egs/wsj/s5/steps): ``python make.py``."""
+nnet3-compute, latgen-faster-mapped, lattice-* on PATH, and KALDI_STEPS, the folder egs/wsj/s5/steps): ``python make.py``."""
 # ruff: noqa: E501 (Kaldi's config lines)
 
 import json
@@ -319,7 +319,31 @@ def make(name, text, factor, with_ivector, is_xconfig, inputs, work):
     return about, output
 
 
+def make_lattice(work):
+    """A lattice of noise over the graph of digits, and its best paths at weights and penalties of Kaldi's score.sh."""
+    digits = HERE.parent / "digits"
+    noise = np.random.default_rng(1).normal(scale=1.5, size=(24, 52)).astype(np.float32)
+    kaldiio.save_ark(str(work / "loglikes.ark"), {"u": noise})
+    np.save(HERE / "loglikes.npy", noise)
+    run("latgen-faster-mapped", "--acoustic-scale=1.0", "--beam=12", "--lattice-beam=4", "--determinize-lattice=false",
+        str(digits / "final.mdl"), str(digits / "graph" / "HCLG.fst"), "ark:loglikes.ark", f"ark,t:{HERE}/lattice.txt",
+        cwd=work)  # fmt: skip
+    rows = []
+    for weight in (0.5, 0.7, 1.0, 1.7, 4.0):
+        for penalty in (-2.0, 0.0, 0.5, 1.0, 3.0):
+            run("lattice-scale", f"--inv-acoustic-scale={weight}", f"ark:{HERE}/lattice.txt", "ark:scaled", cwd=work)
+            run("lattice-add-penalty", f"--word-ins-penalty={penalty}", "ark:scaled", "ark:penalized", cwd=work)
+            run("lattice-best-path", "ark:penalized", "ark,t:words", "ark,t:alignment", cwd=work)
+            words, alignment = (
+                [int(part) for part in (work / file).read_text().split()[1:]] for file in ("words", "alignment")
+            )
+            rows.append({"lm_weight": weight, "penalty": penalty, "words": words, "alignment": alignment})
+    (HERE / "best_paths.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+
+
 def main():
+    with tempfile.TemporaryDirectory() as work:
+        make_lattice(Path(work))
     rng = np.random.default_rng(5)
     inputs = {
         "feats": rng.normal(size=(FRAMES, 6)).astype(np.float32),

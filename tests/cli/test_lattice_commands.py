@@ -1,0 +1,51 @@
+"""``score-lattices`` and ``loglikes`` on the hybrid model of spoken digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantasr.cli import main
+from quantasr.kaldi.archive import Archive
+from quantasr.sample import calibration, evaluation, model
+
+DIGITS = str(Path(__file__).parents[1] / "data" / "kaldi" / "digits")
+
+
+def test_score_lattices(capsys, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    command = ["score-lattices", DIGITS, "--manifest", str(evaluation()), "--limit", "3", "--utterances", str(rows)]
+    more = ["--tuning", str(calibration()), "--lm-weights", "0.5,1", "--penalties", "0", "--json"]
+    assert main([*command, *more]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["own"] == {"lm_weight": 1.0, "penalty": 0.0} and len(found["grid"]) == 2
+    assert found["result"]["wer"]["utterances"] == 3 and found["result"]["wer"]["rate"] < 0.1
+    assert len(rows.read_text().splitlines()) == 3
+    assert main([*command, "--lm-weights", "1"]) == 0
+    said = capsys.readouterr()
+    assert "no --tuning" in said.err and "THE SAME SPEECH" in " ".join(said.out.split()) and "speakers" in said.out
+
+
+def test_loglikes(capsys, tmp_path):
+    out = f"ark,scp:{tmp_path}/x.ark,{tmp_path}/x.scp"
+    assert main(["loglikes", DIGITS, "--manifest", str(evaluation()), "--limit", "2", "--out", out]) == 0
+    archive = Archive(f"scp:{tmp_path}/x.scp")
+    assert len(archive) == 2 and all(matrix.shape[1] == 52 for matrix in archive.values())
+    assert "2 recordings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command, problem",
+    [
+        (["score-lattices", str(model())], "searches no lattice"),
+        (["score-lattices", DIGITS, "--lm-weights", "0"], "weights above 0"),
+        (["score-lattices", DIGITS, "--utterances", "no/such/folder/x"], "cannot be written"),
+        (["score-lattices", DIGITS, "--latgen", "final.mdl"], "KALDI_ROOT is not set"),
+        (["loglikes", DIGITS, "--out", "ark,scp:x"], "write ark:FILE"),
+    ],
+)
+def test_refused_in_one_line(command, problem, capsys, monkeypatch):
+    monkeypatch.delenv("KALDI_ROOT", raising=False)
+    assert main([*command, "--manifest", str(evaluation()), "--limit", "1"]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert problem in said[-1] and said[-1].startswith("quantasr: ")
