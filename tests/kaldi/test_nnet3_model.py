@@ -126,6 +126,7 @@ def _change(**changes):
     "changes, problem",
     [
         ({"phones": [2, 1]}, "not in order"),
+        ({"phones": [1, -(1 << 31), 1]}, "not in order"),
         ({"phones": [5]}, "phone 5 has no topology"),
         ({"entry_of_phone": [-1, 7]}, "there is no topology 7"),
         ({"entries": ((HmmState(),),)}, "no final state"),

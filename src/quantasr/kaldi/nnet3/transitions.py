@@ -35,7 +35,7 @@ class Topology:
 
     def __post_init__(self) -> None:
         """Raises ModelLoadError where Kaldi would refuse the topology."""
-        if not len(self.phones) or (np.diff(self.phones) <= 0).any() or self.phones[0] <= 0:
+        if not len(self.phones) or (self.phones[1:] <= self.phones[:-1]).any() or self.phones[0] <= 0:
             raise ModelLoadError("phones of a topology are not in order, from 1 on")
         if self.phones[-1] >= len(self.entry_of_phone):
             raise ModelLoadError(f"phone {self.phones[-1]} has no topology")
