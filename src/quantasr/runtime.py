@@ -14,7 +14,7 @@ from quantasr.engines import TORCH, EngineOptions, load_engine
 from quantasr.engines.engine import Engine
 from quantasr.engines.pages import release_pages
 from quantasr.engines.selection import fastest
-from quantasr.errors import EngineError
+from quantasr.errors import EngineError, RecipeError
 from quantasr.speech.attention import AttentionTranscriber
 from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.lattice.transcriber import LatticeTranscriber
@@ -105,7 +105,12 @@ LoadedArtifact: TypeAlias = ArtifactTranscriber | LatticeArtifactTranscriber | A
 
 
 def recogniser(artifact: Artifact, engine: Engine, **options: Any) -> LoadedArtifact:
-    """An artifact on an engine; ``options`` are those of the transcriber for its decoder."""
+    """An artifact on an engine; ``options`` are those of the transcriber for its decoder.
+
+    Raises :class:`quantasr.errors.RecipeError` for a ``grammar`` where there is no decoding graph.
+    """
+    if "grammar" in options and artifact.decoder != "lattice":
+        raise RecipeError(f"{artifact.name}: has no decoding graph: a grammar is for Kaldi and Vosk models")
     if artifact.decoder == "attention":
         return AttentionArtifactTranscriber(artifact, cast(SearchingEngine, engine), **options)
     if artifact.decoder == "lattice":
@@ -127,8 +132,9 @@ def load(
 
     ``engine`` and ``compute`` default to the recipe's; ``auto`` measures the engines on this machine once and
     remembers the fastest. ``trust`` allows a folder to run code while it is read, which only those do that were made
-    of a SpeechBrain model for PyTorch's own int8. ``options`` are those of :class:`CtcTranscriber`, or of
-    :class:`AttentionTranscriber`: ``decoder``, ``chunk_seconds``, ``batch_size`` and so on.
+    of a SpeechBrain model for PyTorch's own int8. ``options`` are those of :class:`CtcTranscriber`, of
+    :class:`AttentionTranscriber`, or of :class:`LatticeTranscriber`: ``decoder``, ``chunk_seconds``, ``batch_size``,
+    ``grammar`` and so on.
 
     Raises :class:`quantasr.errors.ArtifactError`, :class:`quantasr.errors.EngineError`, or
     :class:`quantasr.errors.ModelLoadError` where trust is needed.

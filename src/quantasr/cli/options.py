@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantasr.artifact import GRAPH, MANIFEST, NATIVE
+from quantasr.cli.output import say
 from quantasr.engines import ENGINES
 from quantasr.engines.engine import COMPUTE
 from quantasr.errors import ModelLoadError, RecipeError
@@ -16,6 +17,10 @@ from quantasr.speech.manifest import FORMATS
 if TYPE_CHECKING:
     from quantasr.sources import AsrModel
     from quantasr.speech.transcript import Transcriber
+
+
+NAMED = 20
+"""Words that are named where there may be many."""
 
 
 def count(text: str) -> int:
@@ -83,6 +88,9 @@ def add_decoder(command: argparse.ArgumentParser) -> None:
     group.add_argument("--beam-width", type=count, metavar="N", help="beam search with N beams (64 with --lm)")
     group.add_argument("--alpha", type=float, default=0.5, help="weight of the language model (0.5)")
     group.add_argument("--beta", type=float, default=1.5, help="bonus for each word (1.5)")
+    group.add_argument(
+        "--grammar", type=Path, metavar="FILE", help="phrases, one a line, instead of a Vosk model's language model"
+    )
 
 
 def add_trust(command: argparse.ArgumentParser) -> None:
@@ -95,9 +103,15 @@ def add_trust(command: argparse.ArgumentParser) -> None:
 
 
 def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The ``decoder`` that the options ask for, as a keyword argument; empty for the model's own."""
+    """The ``decoder`` or ``grammar`` that the options ask for, as a keyword argument; empty for the model's own."""
     if not hasattr(arguments, "greedy"):
         return {}  # a subcommand without these options
+    if arguments.grammar is not None:
+        if arguments.greedy or arguments.lm is not None or arguments.beam_width is not None:
+            raise RecipeError("--grammar is for Kaldi and Vosk models, --lm, --beam-width and --greedy are for others")
+        from quantasr.kaldi.compile.grammar import read_phrases
+
+        return {"grammar": read_phrases(arguments.grammar)}
     if arguments.greedy:
         if arguments.lm is not None or arguments.beam_width is not None:
             raise RecipeError("--greedy is no beam search: leave it out, or --lm and --beam-width")
@@ -123,7 +137,7 @@ def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -
     if is_artifact(where):
         from quantasr.runtime import load
 
-        return load(
+        recogniser: Transcriber = load(
             where,
             engine=arguments.engine,
             compute=arguments.compute,
@@ -131,8 +145,17 @@ def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -
             trust=arguments.trust,
             **options,
         )
-    model = load_original(where, arguments)
-    return model.transcriber(name=f"{model.name} [PyTorch fp32]", **options)
+    else:
+        model = load_original(where, arguments)
+        if "grammar" in options and model.decoder != "lattice":
+            raise RecipeError(f"{model.name}: has no decoding graph: --grammar is for Kaldi and Vosk models")
+        recogniser = model.transcriber(name=f"{model.name} [PyTorch fp32]", **options)
+    unknown = getattr(recogniser, "unknown_words", ())
+    if unknown:
+        named = ", ".join(f"'{word}'" for word in unknown[:NAMED])
+        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        say(f"quantasr: {arguments.grammar}: {where} does not know {named}{more}: left out of the grammar")
+    return recogniser
 
 
 def load_original(where: str, arguments: argparse.Namespace) -> AsrModel:

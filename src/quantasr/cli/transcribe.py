@@ -20,6 +20,7 @@ _EXAMPLES = """\
   quantasr transcribe out/ speech.wav
   quantasr transcribe out/ *.flac --json --threads 2
   quantasr transcribe out/ lecture.mp3 --words --engine openvino
+  quantasr transcribe vosk-model/ command.wav --grammar phrases.txt
 """
 
 

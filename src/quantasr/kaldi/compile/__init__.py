@@ -1,6 +1,13 @@
 """Decoding graphs from lexicon, grammar, tree and transition model, with kaldifst and without Kaldi."""
 
-from quantasr.kaldi.compile.grammar import grammar_fst, sentences, word_loop, word_table
+from quantasr.kaldi.compile.grammar import (
+    grammar_fst,
+    read_phrases,
+    sentences,
+    unknown_words,
+    word_loop,
+    word_table,
+)
 from quantasr.kaldi.compile.graph import Graph, GraphOptions, compile_graph, write_graph
 from quantasr.kaldi.compile.lexicon import Pronunciation, read_lexicon
 from quantasr.kaldi.compile.make import Made, make_graph
@@ -16,9 +23,11 @@ __all__ = [
     "grammar_fst",
     "make_graph",
     "read_lexicon",
+    "read_phrases",
     "read_tree",
     "sentences",
     "tree_of",
+    "unknown_words",
     "word_loop",
     "word_table",
     "write_graph",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from quantasr.errors import ModelLoadError
+from quantasr.errors import KaldiFileError, ModelLoadError
 from quantasr.kaldi.compile.arrays import FstBuilder
 from quantasr.kaldi.fst import Fst, SymbolTable
 
@@ -18,6 +20,24 @@ def word_table(words: Iterable[str]) -> SymbolTable:
     special = ("<eps>", "#0", "<s>", "</s>")
     names = ["<eps>", *sorted(set(words) - set(special)), *special[1:]]
     return SymbolTable.of((name, i) for i, name in enumerate(names))
+
+
+def read_phrases(path: str | Path) -> tuple[str, ...]:
+    """The phrases of a text file, one a line, or of a ``.json`` file, which is a list of them as Vosk takes it.
+
+    Empty lines are left out. Raises KaldiFileError.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KaldiFileError(f"{path}: cannot be read as text: {error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise KaldiFileError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise KaldiFileError(f'{path}: must be a list of phrases, such as ["one two", "three"]')
+    return tuple(line for line in map(str.strip, lines) if line)
 
 
 def word_loop(words: Sequence[str], table: SymbolTable) -> Fst:
@@ -60,9 +80,12 @@ def grammar_fst(phrases: Sequence[str], table: SymbolTable, *, backoff: int = 0,
     """The G of a run-time grammar as Vosk's ``Recognizer(model, rate, grammar)`` makes it of its phrases.
 
     A bigram over the phrases: after each word, ``discount`` of the probability goes to the words (or the end) seen
-    behind it, the rest, by an arc with the input label ``backoff``, to the state of all words. Words that are not in
-    ``table`` are left out, as Vosk leaves them out; ModelLoadError if nothing is left. "[unk]" is a word like others.
+    behind it, the rest, by an arc with the input label ``backoff``, to the state of all words. So words of a phrase are
+    likely in its order, and possible in any. Words that are not in ``table`` (:func:`unknown_words`) are left out, as
+    Vosk leaves them out; ModelLoadError if nothing is left. "[unk]" is a word like others.
     """
+    if isinstance(phrases, str):
+        raise ModelLoadError(f"a grammar is a list of phrases, not one text: give ['{phrases[:40]}']")
     counts: dict[History, Counter[int]] = defaultdict(Counter)
     for phrase in phrases:
         ids = [table.ids[word] for word in phrase.split() if word in table.ids]
@@ -88,6 +111,11 @@ def grammar_fst(phrases: Sequence[str], table: SymbolTable, *, backoff: int = 0,
             else:
                 builder.end(state, cost)
     return builder.fst(states[()])
+
+
+def unknown_words(phrases: Iterable[str], table: SymbolTable) -> tuple[str, ...]:
+    """The words of ``phrases`` that are not in ``table``, each once, in their order."""
+    return tuple(dict.fromkeys(word for phrase in phrases for word in phrase.split() if word not in table.ids))
 
 
 def _id(word: str, table: SymbolTable) -> int:

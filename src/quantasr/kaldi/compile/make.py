@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quantasr.errors import KaldiFileError, ModelLoadError
+from quantasr.errors import ModelLoadError
 from quantasr.kaldi.compile.arpa import arpa_fst
-from quantasr.kaldi.compile.grammar import sentences, word_loop, word_table
+from quantasr.kaldi.compile.grammar import read_phrases, sentences, word_loop, word_table
 from quantasr.kaldi.compile.graph import GraphOptions, compile_graph, write_graph
 from quantasr.kaldi.compile.lexicon import read_lexicon
 from quantasr.kaldi.compile.tree import ContextTree, read_tree, tree_of
@@ -74,10 +74,7 @@ def _grammar(
         raise ModelLoadError(f"a grammar of {kind} needs its file")
     if kind == "arpa":
         return arpa_fst(path, table)
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise KaldiFileError(f"{path}: cannot be read as text: {error}") from None
+    lines = read_phrases(path)
     try:
         if kind == "words":
             return word_loop([word for line in lines for word in line.split()], table), 0

@@ -62,6 +62,11 @@ def read_fst(path: str | Path) -> Fst:
     return read_fst_from(Source(path))
 
 
+def read_output_symbols(path: str | Path) -> SymbolTable | None:
+    """The words of an FST's output labels, where its file holds them; the arcs are not read."""
+    return read_header(Source(path)).output_symbols
+
+
 def read_fst_from(source: Source) -> Fst:
     """The FST at the position of ``source``."""
     at = source.at

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantasr.errors import ArtifactError, ModelLoadError
+from quantasr.kaldi.compile.grammar import unknown_words
 from quantasr.speech.lattice.decoder import LatticeDecoder, LatticeOptions
 
 GRAPH_FILES = ("HCLG.fst", "HCLr.fst", "Gr.fst", "words.txt", "disambig_tid.int")
@@ -25,12 +26,15 @@ TRANSITIONS = "transitions.npy"
 class DecodingFiles:
     """A decoding graph on disk with the model's transition-ids; nothing is read before :attr:`decoder` is asked for.
 
-    ``pdf_of_tid`` ``[transition-ids + 1]``: the column of the log-likelihoods of each transition-id.
+    ``pdf_of_tid`` ``[transition-ids + 1]``: the column of the log-likelihoods of each transition-id. ``grammar``:
+    phrases to take instead of ``Gr.fst``, see :func:`~quantasr.speech.lattice.graph.read_graph`; it is not kept in
+    artifacts.
     """
 
     files: Mapping[str, Path]
     pdf_of_tid: NDArray[np.int32] = field(compare=False)
     options: LatticeOptions = field(default_factory=LatticeOptions)
+    grammar: tuple[str, ...] | None = None
 
     @cached_property
     def decoder(self) -> LatticeDecoder:
@@ -38,8 +42,15 @@ class DecodingFiles:
         from quantasr.speech.lattice.graph import read_graph
 
         folder = next(iter(self.files.values())).parent
-        graph, words = read_graph(folder)
+        graph, words = read_graph(folder, self.grammar)
         return LatticeDecoder(graph, self.pdf_of_tid, words, self.options)
+
+    @cached_property
+    def unknown_words(self) -> tuple[str, ...]:
+        """Words of the grammar that the graph's table lacks: they cannot be recognised. Reads the graph."""
+        if self.grammar is None or self.decoder.words is None:
+            return ()
+        return unknown_words(self.grammar, self.decoder.words)
 
     def to_dict(self) -> dict[str, Any]:
         """What the ``decoding`` of an artifact says of them, JSON-ready."""

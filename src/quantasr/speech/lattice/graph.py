@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -10,7 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quantasr.errors import KaldiFileError
-from quantasr.kaldi.fst import INPUT, OUTPUT, Fst, SymbolTable, read_fst, read_words, require_numba
+from quantasr.kaldi.compile.grammar import grammar_fst
+from quantasr.kaldi.fst import (
+    INPUT,
+    OUTPUT,
+    Fst,
+    SymbolTable,
+    read_fst,
+    read_output_symbols,
+    read_words,
+    require_numba,
+)
 
 if TYPE_CHECKING:
     from quantasr.speech.lattice.compose import Left, Right, Table
@@ -155,19 +166,30 @@ def _no_right() -> Right:
     return Right(ints, arcs, arcs.view(np.float32), np.zeros(0, np.float32), ints, np.zeros(1, np.float64), ints, ints)
 
 
-def read_graph(folder: str | Path) -> tuple[DecodingGraph, SymbolTable]:
+def read_graph(folder: str | Path, grammar: Sequence[str] | None = None) -> tuple[DecodingGraph, SymbolTable]:
     """The graph of a folder and its words: ``HCLG.fst``, or ``HCLr.fst`` with ``Gr.fst`` and ``disambig_tid.int``.
 
-    The words are those of ``words.txt``, or those that the FST carries. Raises KaldiFileError.
+    The words are those of ``words.txt``, or those that the FST carries. ``grammar``: phrases that take the place of
+    ``Gr.fst`` (:func:`~quantasr.kaldi.compile.grammar.grammar_fst`), whose words are kept. Raises KaldiFileError, and
+    ModelLoadError for a grammar without known words.
     """
     place = Path(folder)
     if (place / "HCLG.fst").is_file():
+        if grammar is not None:
+            raise KaldiFileError(
+                f"{place / 'HCLG.fst'}: has its grammar compiled in, only an HCLr.fst takes another: "
+                "make a graph of these phrases with 'quantasr compile-graph'"
+            )
         fst = read_fst(place / "HCLG.fst")
         graph, words = DecodingGraph.static(fst), fst.output_symbols
     elif (place / "HCLr.fst").is_file() and (place / "Gr.fst").is_file():
-        right = read_fst(place / "Gr.fst")
+        if grammar is None:
+            right = read_fst(place / "Gr.fst")
+            words = right.output_symbols or read_words(place / "words.txt")
+        else:
+            words = read_output_symbols(place / "Gr.fst") or read_words(place / "words.txt")
+            right = grammar_fst(grammar, words)
         graph = DecodingGraph.composed(read_fst(place / "HCLr.fst"), right, read_integers(place / "disambig_tid.int"))
-        words = right.output_symbols
     else:
         raise KaldiFileError(f"{place}: there is neither an HCLG.fst nor an HCLr.fst with a Gr.fst")
     if words is None:

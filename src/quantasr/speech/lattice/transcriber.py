@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +37,15 @@ class LatticeTranscriber(FrameTranscriber):
         frame_seconds: float,
         min_samples: int,
         decoder: DecodingFiles | LatticeDecoder | None,
+        grammar: Sequence[str] | None = None,
         chunk_seconds: float = CHUNK_SECONDS,
         batch_size: int = 1,
     ) -> None:
-        """``decoder``: None where only log-likelihoods are wanted; of files, the graph is read when it is needed."""
+        """``decoder``: None where only log-likelihoods are wanted; of files, the graph is read when it is needed.
+
+        ``grammar``: phrases of which alone recordings are made up, instead of the model's language model, as Vosk's
+        recognisers take them; see ``unknown_words``.
+        """
         super().__init__(
             acoustic,
             frontend,
@@ -50,6 +56,10 @@ class LatticeTranscriber(FrameTranscriber):
         )
         if decoder is not None and not isinstance(decoder, DecodingFiles | LatticeDecoder):
             raise RecipeError(f"{name}: searches a graph of words: --lm and --beam-width are for CTC models")
+        if grammar is not None and decoder is not None:
+            if not isinstance(decoder, DecodingFiles):
+                raise RecipeError(f"{name}: takes a grammar only with the graph in its folder, not with a live decoder")
+            decoder = replace(decoder, grammar=tuple(grammar))
         self._decoder = decoder
         self._cutter = PauseCutter(chunk_seconds, frontend.sample_rate)
 
@@ -62,6 +72,11 @@ class LatticeTranscriber(FrameTranscriber):
                 f"HCLG.fst and words.txt into its folder 'graph'"
             )
         return self._decoder.decoder if isinstance(self._decoder, DecodingFiles) else self._decoder
+
+    @property
+    def unknown_words(self) -> tuple[str, ...]:
+        """Words of the grammar that the model does not know: they are left out of it. Reads the graph."""
+        return () if self.files is None else self.files.unknown_words
 
     @property
     def files(self) -> DecodingFiles | None:
