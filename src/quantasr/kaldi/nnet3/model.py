@@ -12,7 +12,7 @@ from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.network import Network, read_network, write_network
 from quantasr.kaldi.nnet3.transitions import TransitionModel, read_transition_model, write_transition_model
 from quantasr.kaldi.stream import Reader, short, single
-from quantasr.kaldi.writer import writing
+from quantasr.kaldi.writer import Writer, writing
 
 __all__ = ["AcousticModel", "Network", "read_model", "write_model"]
 
@@ -88,16 +88,21 @@ def read_model_from(reader: Reader) -> AcousticModel:
 def write_model(model: AcousticModel, path: str | Path) -> None:
     """Write ``model``: what was read and not changed gives the same bytes. Raises KaldiFileError."""
     with writing(path, binary=model.binary) as writer:
-        if model.transitions is None:
-            write_network(writer, model.network)
-            return
-        write_transition_model(writer, model.transitions)
+        write_model_to(writer, model)
+
+
+def write_model_to(writer: Writer, model: AcousticModel) -> None:
+    """Write ``model`` to a ``writer`` of the form that ``model.binary`` says."""
+    if model.transitions is None:
         write_network(writer, model.network)
-        for token, context in (("<LeftContext>", model.left_context), ("<RightContext>", model.right_context)):
-            writer.write_token(token)
-            writer.write_int32(context)
-        writer.write_token("<Priors>")
-        writer.write_vector(model.priors)
+        return
+    write_transition_model(writer, model.transitions)
+    write_network(writer, model.network)
+    for token, context in (("<LeftContext>", model.left_context), ("<RightContext>", model.right_context)):
+        writer.write_token(token)
+        writer.write_int32(context)
+    writer.write_token("<Priors>")
+    writer.write_vector(model.priors)
 
 
 def _expect(reader: Reader, *tokens: str) -> None:

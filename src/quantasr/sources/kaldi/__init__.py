@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.cmvn import OnlineCmvn, read_cmvn_stats
 from quantasr.kaldi.ivector import load_extractor
-from quantasr.kaldi.nnet3.model import AcousticModel, read_model, read_model_from
-from quantasr.kaldi.stream import Reader
+from quantasr.kaldi.nnet3.model import AcousticModel, read_model
 from quantasr.sources.asr_model import LatticeModel
 from quantasr.sources.kaldi.build import INPUT, build_network
 from quantasr.sources.kaldi.folder import KaldiFolder, cmvn_options, find_model, open_folder
 from quantasr.sources.kaldi.network import KaldiNetwork
 from quantasr.sources.kaldi.reading import IVECTOR
+from quantasr.sources.kaldi.skeleton import files_of, read_skeleton
 from quantasr.speech.frontend.kaldi import KaldiFrontend
 from quantasr.speech.frontend.kaldi_features import FBANK, MFCC, KaldiFeatures
 from quantasr.speech.lattice.decoder import LatticeOptions
@@ -42,10 +39,6 @@ _RECIPE = {"max_active": 7000, "beam": 15.0, "lattice_beam": 8.0}
 """What Kaldi's decoding scripts take."""
 _VOSK_SILENCE = 1e-3
 _VOSK_SUBSAMPLING = 3
-
-SKELETON = "skeleton.mdl.gz"
-_DESCRIPTION = "kaldi.json"
-_MAX_SKELETON = 2 << 30
 
 
 def recognises(where: str) -> bool:
@@ -84,11 +77,11 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Lat
 
 
 def rebuild(folder: Path, *, trust: bool = False) -> LatticeModel:
-    """The model whose :attr:`LatticeModel.files` lie in ``folder``, with other weights."""
-    row = json.loads((folder / _DESCRIPTION).read_text("utf-8"))
-    with gzip.open(folder / SKELETON) as packed:
-        data = packed.read(_MAX_SKELETON)
-    model = read_model_from(Reader(data, str(folder / SKELETON)))
+    """The model whose :attr:`LatticeModel.files` lie in ``folder``, with its ``frontend.npz``; its weights are zeros.
+
+    It has no decoding graph: that is the artifact's.
+    """
+    model, frontend, row = read_skeleton(folder)
     network = build_network(
         model.network,
         model.left_context,
@@ -97,7 +90,6 @@ def rebuild(folder: Path, *, trust: bool = False) -> LatticeModel:
         priors=model.priors,
         where=str(folder),
     )
-    frontend = KaldiFrontend.from_dict(row["frontend"], _arrays(folder))
     return _assemble(row["name"], network, frontend, model, row["subsampling"], None, row["provenance"])
 
 
@@ -123,6 +115,7 @@ def _assemble(
         frame_seconds=subsampling * frontend.features.shift / frontend.sample_rate,
         decoding=decoding,
         provenance=provenance,
+        files=files_of(model, frontend, name=name, subsampling=subsampling, provenance=provenance),
     )
 
 
@@ -207,8 +200,3 @@ def _decoding(folder: KaldiFolder, model: AcousticModel, subsampling: int) -> De
     except ValueError as error:
         raise ModelLoadError(f"{next(iter(own.values())).path}: {error}") from error
     return DecodingFiles(find_graph(folder.graph.parent), model.transitions.pdf_of_tid, options)
-
-
-def _arrays(folder: Path) -> dict[str, Any]:
-    with np.load(folder / "frontend.npz", allow_pickle=False) as packed:
-        return dict(packed)
