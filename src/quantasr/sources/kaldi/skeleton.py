@@ -62,7 +62,7 @@ def read_skeleton(folder: Path) -> tuple[AcousticModel, KaldiFrontend, dict[str,
 def _frontend(row: dict[str, Any], arrays: dict[str, Any]) -> KaldiFrontend:
     frontend = frontend_from_dict(row, arrays)
     if not isinstance(frontend, KaldiFrontend):
-        raise ModelLoadError(f"{_DESCRIPTION}: features of kind {frontend.kind!r}")
+        raise ModelLoadError(f"{_DESCRIPTION}: its features are no features of Kaldi's")
     return frontend
 
 
