@@ -13,6 +13,7 @@ from quantasr.sources.kaldi.layers import offsets_of
 from quantasr.sources.kaldi.network import KaldiNetwork
 from quantasr.sources.kaldi.plan import GraphNode, Span, make_plan
 from quantasr.sources.kaldi.reading import IVECTOR
+from quantasr.sources.kaldi.statistics import window_of
 
 INPUT = "input"
 
@@ -49,7 +50,7 @@ def build_network(
             nodes[line.name] = GraphNode(line.name, Const(1.0, dims[line.name]))
         else:
             component = components[line.name] = network.components[line.component]
-            nodes[line.name] = GraphNode(line.name, line.input, *offsets_of(component))
+            nodes[line.name] = GraphNode(line.name, line.input, *offsets_of(component), window_of(component))
     for name in (INPUT, IVECTOR):  # the frontend puts them beside each other in this order
         if any(line.kind == "input-node" and line.name == name for line in network.lines):
             begin = max((end for _, end in columns.values()), default=0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.components import Component
 from quantasr.kaldi.nnet3.config import Node
-from quantasr.sources.kaldi import layers
+from quantasr.sources.kaldi import layers, statistics
 from quantasr.sources.kaldi.plan import GraphNode, Plan, Span, names_of
 from quantasr.sources.kaldi.reading import Values
 from quantasr.sources.kaldi.recurrent import recur
@@ -76,12 +76,14 @@ class KaldiNetwork(nn.Module):
     @property
     def hears_the_end(self) -> bool:
         """Whether what follows a recording would change what comes before."""
-        return self._plan.backward
+        return self._plan.backward or bool(self._plan.windows)
 
     def forward(self, features: Tensor) -> Tensor:
         left, right = self.contexts
         values = Values(self._plan, (features.shape[1] - left - right - 1) // self.subsampling + 1)
         flat = features.transpose(1, 2).unsqueeze(2)
+        if self.subsampling > 1:  # frames after the last output's context, which Kaldi does not look at
+            flat = flat[..., : self.subsampling * (values.count - 1) + left + 1 + right]
         values.of = {name: flat[:, begin:end] for name, (begin, end) in self._inputs.items()}
         for group in self._plan.order:
             if group[0] in self._plan.recurrent:
@@ -118,15 +120,19 @@ class KaldiNetwork(nn.Module):
             return layers.product(*layers.matrix(component))
         if kind in layers.ELEMENTWISE:
             return layers.ELEMENTWISE[kind](component)
+        if kind in statistics.KINDS:
+            return statistics.layer(name, component, self._plan)
         raise ModelLoadError(
             f"component '{component.name}' of type {kind}: can be read but not run; those that can are "
-            f"{', '.join(sorted({*layers.MATRICES, *layers.IN_TIME, *layers.ELEMENTWISE}))}"
+            f"{', '.join(sorted({*layers.MATRICES, *layers.IN_TIME, *layers.ELEMENTWISE, *statistics.KINDS}))}"
         )
 
     # ---- running ----
 
     def _compute(self, name: str, values: Values) -> Tensor:
         node, span = self._nodes[name], self._plan.spans[name]
+        if name in self._plan.windows:
+            return self.apply_to(name, values.read(node.reads, self._plan.windows[name][1]))
         fine, spacing = _spacing(span, node.offsets, self._kinds.get(name))
         if spacing:
             low, high = min(node.offsets), max(node.offsets)

@@ -8,8 +8,8 @@ node reads a slice of it, whose bounds do not depend on ``n``: they are counted 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from math import ceil, gcd, inf
+from dataclasses import dataclass, field
+from math import ceil, floor, gcd, inf
 
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.config import (
@@ -62,17 +62,44 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Window:
+    """What a statistics component sums: its input from ``left`` frames before to ``right`` after, as far as that goes.
+
+    It has a value at each multiple of ``period``, and its input is read at the multiples of ``step``. Times between are
+    answered with the value before, unless ``strict``.
+    """
+
+    period: int
+    step: int
+    left: int
+    right: int
+    strict: bool
+
+    def reach(self, first: int, last: int) -> tuple[int, int]:
+        """The first and last time that is answered, of an input from ``first`` to ``k(n - 1) + last``."""
+        begin = ceil(first / self.step) * self.step
+        return ceil((begin - self.right) / self.period) * self.period, last + self.left
+
+    def input_span(self, first: int, last: int, subsampling: int) -> Span:
+        """The evenly spaced times of the input among which are all multiples of ``step``."""
+        step = gcd(self.step, subsampling)
+        return Span(ceil(first / step) * step, floor(last / step) * step, step)
+
+
+@dataclass(frozen=True)
 class GraphNode:
     """A node of the network: its name, what it reads, and the reach in time of its component if that has one.
 
     ``offsets`` are the times, relative to its own, at which a component itself reads its input (TdnnComponent and
-    time-height convolutions); ``optional`` those of them that count as zero where there is no input.
+    time-height convolutions); ``optional`` those of them that count as zero where there is no input. A statistics
+    component has a ``window`` instead.
     """
 
     name: str
     reads: Descriptor
     offsets: tuple[int, ...] = (0,)
     optional: frozenset[int] = frozenset()
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +114,13 @@ class Plan:
     subsampling: int
     backward: bool
     """Whether a recurrence runs from the end of the recording to its beginning."""
+    windows: dict[str, tuple[Window, Span]] = field(default_factory=dict)
+    """Of nodes with statistics: the window, and the times at which the node's input is read."""
+
+    def grid_start(self, name: str) -> int:
+        """The first multiple of the period at which a node with statistics is computed."""
+        period = self.windows[name][0].period
+        return self.spans[name].start // period * period
 
 
 def make_plan(
@@ -98,26 +132,31 @@ def make_plan(
     """
     order = _order(nodes, inputs, output)
     recurrent, delays = _recurrences(nodes, order, where)
-    first, last = _reach(nodes, inputs, order, recurrent)
+    first, last = _reach(nodes, inputs, order, recurrent, where)
     if first[output] > 0 or last[output] < 0:
         raise ModelLoadError(
             f"{where}: a frame of '{output}' needs {max(0, first[output]):.0f} frames before and "
             f"{max(0, -last[output]):.0f} after it more than the contexts that the model names; were they changed?"
         )
     wanted: dict[str, Span] = {output: Span(0, 0, subsampling)}
+    windows: dict[str, tuple[Window, Span]] = {}
     for group in reversed(order):
         if group[0] in recurrent:
             _widen_recurrence(group, wanted, first, last, delays[group])
         for name in group:
-            node, span = nodes[name], wanted[name]
-            for offset in node.offsets:
-                for source, read in reads_of(node.reads, span.moved(offset)):
-                    if source in group:
-                        continue
-                    if read is None:  # at times that are not evenly spaced: all of it
-                        read = Span(*_integers(first[source], last[source], where), 1)
-                    read = read.within(first[source], last[source])
-                    wanted[source] = read if source not in wanted else wanted[source].widened(read)
+            node = nodes[name]
+            times = [wanted[name].moved(offset) for offset in node.offsets]
+            if node.window is not None:
+                reach = computable(node.reads, {n: (first[n], last[n]) for n in first})
+                times = [node.window.input_span(*_integers(*reach, where), subsampling)]
+                windows[name] = node.window, times[0]
+            for source, read in (found for span in times for found in reads_of(node.reads, span)):
+                if source in group:
+                    continue
+                if read is None:  # at a time that does not move: all of it
+                    read = Span(*_integers(first[source], last[source], where), 1)
+                read = read.within(first[source], last[source])
+                wanted[source] = read if source not in wanted else wanted[source].widened(read)
     return Plan(
         wanted | {name: span for name, span in inputs.items() if name in wanted},
         {name: (first[name], last[name]) for name in first},
@@ -125,11 +164,12 @@ def make_plan(
         frozenset(recurrent),
         subsampling,
         backward=any(delay > 0 for group in delays.values() for delay in group),
+        windows=windows,
     )
 
 
 def reads_of(reads: Descriptor, span: Span) -> Iterator[tuple[str, Span | None]]:
-    """(node, its times) of everything that a descriptor reads to give ``span``; None for uneven times."""
+    """(node, its times) of everything that a descriptor reads to give ``span``; None for a time that does not move."""
     match reads:
         case Node(name):
             yield name, span
@@ -146,11 +186,18 @@ def reads_of(reads: Descriptor, span: Span) -> Iterator[tuple[str, Span | None]]
         case Switch(parts):
             for part in parts:
                 yield from reads_of(part, span)
-        case ReplaceIndex(part) | Round(part):
+        case Round(part, modulus):
+            yield from reads_of(part, rounded(span, modulus))
+        case ReplaceIndex(part):
             for name, _ in reads_of(part, span):
                 yield name, None
         case Const():
             return
+
+
+def rounded(span: Span, modulus: int) -> Span:
+    """Every time from the multiple of ``modulus`` before a span to its end: where it begins moves with its length."""
+    return Span(span.start // modulus * modulus, span.end, 1)
 
 
 def _order(nodes: Mapping[str, GraphNode], inputs: Mapping[str, Span], output: str) -> list[tuple[str, ...]]:
@@ -223,6 +270,7 @@ def _reach(
     inputs: Mapping[str, Span],
     order: list[tuple[str, ...]],
     recurrent: set[str],
+    where: str,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The first and last time at which each node can be computed from the frames that are there."""
     first: dict[str, float] = {name: span.start for name, span in inputs.items()}
@@ -234,6 +282,8 @@ def _reach(
             reach = computable(node.reads, {n: (first[n], last[n]) for n in first}, group)
             first[name] = max((reach[0] - offset for offset in needed), default=-inf)
             last[name] = min((reach[1] - offset for offset in needed), default=inf)
+            if node.window is not None:
+                first[name], last[name] = node.window.reach(*_integers(*reach, where))
         if group[0] in recurrent:  # all of them can be computed together, where each can from outside
             begin, end = max(first[name] for name in group), min(last[name] for name in group)
             first.update(dict.fromkeys(group, begin))

@@ -24,7 +24,7 @@ from quantasr.kaldi.nnet3.config import (
     Sum,
     Switch,
 )
-from quantasr.sources.kaldi.plan import Plan, Span, computable
+from quantasr.sources.kaldi.plan import Plan, Span, computable, rounded
 
 IVECTOR = "ivector"
 """The input whose values the frontend puts beside each frame, so that every time index means the frame's own."""
@@ -47,6 +47,13 @@ class Values:
     def read(self, reads: Descriptor, span: Span) -> Tensor:
         """What a descriptor gives at the times of ``span``."""
         match reads:
+            case Node(name) if name in self.plan.windows:
+                window, _ = self.plan.windows[name]
+                if window.strict and (span.start % window.period or span.step % window.period):
+                    raise ModelLoadError(
+                        f"node '{name}' is read at times that are no multiples of its period of {window.period} frames"
+                    )
+                return self._held(name, self._times(span))
             case Node(name):
                 return cut(self.of[name], span.bounds_in(self.plan.spans[name]))
             case Offset(part, t):
@@ -70,11 +77,13 @@ class Values:
             case Switch(parts):
                 return self._switch(parts, span)
             case Round(part, modulus):
-                return self._uneven(
-                    part, span, lambda times: torch.div(times, modulus, rounding_mode="floor") * modulus
-                )
+                times = torch.div(self._times(span), modulus, rounding_mode="floor") * modulus
+                return self._uneven(part, span, times, rounded(span, modulus), modulus)
             case ReplaceIndex(part, variable, value) if variable == "t":
-                return self._uneven(part, span, lambda times: torch.full_like(times, value))
+                if isinstance(part, Node) and part.name == IVECTOR:
+                    return self.read(part, span)
+                once = self._uneven(part, span, torch.tensor([value]), None, value)
+                return once.expand(-1, -1, -1, self.length(span))
             case ReplaceIndex(part):
                 return self.read(part, span)  # x is the index of a position in training's images: there is but one
 
@@ -100,16 +109,28 @@ class Values:
     def _times(self, span: Span) -> Tensor:
         return span.start + span.step * torch.arange(self.length(span))
 
-    def _uneven(self, part: Descriptor, span: Span, time: Any) -> Tensor:
-        """Values at times that are not evenly spaced."""
+    def _uneven(self, part: Descriptor, span: Span, times: Tensor, whole: Span | None, unit: int) -> Tensor:
+        """Values at ``times``, multiples of ``unit`` that are not evenly spaced, of which ``whole`` has all."""
         if isinstance(part, Node) and part.name == IVECTOR:
             return self.read(part, span)
+        windows = self.plan.windows
+        if isinstance(part, Node) and part.name in windows and unit % windows[part.name][0].period == 0:
+            return self._held(part.name, times)
         first, last = computable(part, self.plan.reach)
-        if inf in (-first, last):
-            raise ModelLoadError("a rounded or replaced time index of something without beginning or end")
-        whole = Span(int(first), int(last), 1)
-        index = (time(self._times(span)) - whole.start).clamp(min=0)
+        if whole is None:
+            if inf in (-first, last):
+                raise ModelLoadError("a replaced time index of something without beginning or end")
+            whole = Span(int(first), int(last), 1)
+        whole = whole.within(first, last)
+        index = (times - whole.start).clamp(min=0)
         x = self.read(part, whole)
+        return x.index_select(-1, torch.minimum(index, torch.as_tensor(x.shape[-1] - 1)))
+
+    def _held(self, name: str, times: Tensor) -> Tensor:
+        """What a node with statistics gives at the multiple of its period at or before each of ``times``."""
+        period = self.plan.windows[name][0].period
+        index = torch.div(times - self.plan.grid_start(name), period, rounding_mode="floor").clamp(min=0)
+        x = self.of[name]
         return x.index_select(-1, torch.minimum(index, torch.as_tensor(x.shape[-1] - 1)))
 
 
