@@ -51,6 +51,21 @@ class Steps(nn.Module):
         return torch.stack(out, 1)
 
 
+class Turned(nn.Module):
+    """A convolution over the frames, or an image of ``height`` rows at each; what it gives is large."""
+
+    def __init__(self, convolution: nn.Module, height: int = 0) -> None:
+        super().__init__()
+        self.convolution, self.height = convolution, height
+        with torch.no_grad():
+            convolution.weight.mul_(30)  # type: ignore[operator, union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        out: Tensor = self.convolution(x.unflatten(1, (-1, self.height)) if self.height else x)
+        return out.flatten(1, -2).transpose(1, 2)
+
+
 def converted(body: nn.Module, *rules: dict[str, Any], backend: str = BACKENDS[0]) -> tuple[Calibrated, Any]:
     """``body`` with every layer that its rules make dynamic, converted in place."""
     prepared = prepare(asr_model(body), recipe(*(rules or (DYNAMIC,))))
@@ -78,8 +93,14 @@ def close(left: Tensor, right: Tensor, tolerance: float = 0.02) -> bool:
         lambda: Steps(nn.RNNCell(16, 24)),
         lambda: Steps(nn.RNNCell(16, 24, nonlinearity="relu")),
         lambda: nn.Sequential(nn.Linear(16, 40), nn.Tanh(), nn.Linear(40, 24, bias=False)),
+        lambda: Turned(nn.Conv1d(16, 24, 1)),
+        lambda: Turned(nn.Conv1d(16, 24, 3, stride=2, padding=2, dilation=3, bias=False)),
+        lambda: Turned(nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(1, 3)), height=4),
     ],
-    ids=["lstm", "lstm-no-bias", "gru", "gru-both-ways", "lstm-cell", "gru-cell", "rnn-cell", "rnn-relu", "linear"],
+    ids=[
+        *("lstm", "lstm-no-bias", "gru", "gru-both-ways", "lstm-cell", "gru-cell", "rnn-cell", "rnn-relu", "linear"),
+        *("conv-pointwise", "conv1d", "conv2d"),
+    ],
 )
 def test_dynamic_layers_give_what_the_float_layers_give(make: Any, bits: int, backend: str) -> None:
     torch.manual_seed(0)
@@ -179,6 +200,8 @@ def test_what_stays_float_says_why() -> None:
     for body, rule, said in (
         (First(OwnForward(16, 8)), DYNAMIC, "forward of its own"),
         (First(nn.LSTM(16, 8, proj_size=4)), DYNAMIC, "proj_size"),
+        (Turned(nn.Conv1d(16, 8, 3, groups=2)), DYNAMIC, "conv1d in groups"),
+        (Turned(nn.Conv1d(16, 8, 3, padding="same")), DYNAMIC, "padding by name"),
         (nn.Linear(16, 8), {"match": "*", "mode": "weight_only"}, "choose mode dynamic"),
         (nn.Sequential(nn.Linear(16, 8), First(nn.GRU(8, 8))), {"match": "*"}, "choose mode dynamic"),
     ):

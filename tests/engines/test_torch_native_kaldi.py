@@ -13,7 +13,8 @@ from quantasr import sample
 from quantasr.errors import ArtifactError, ModelLoadError
 from quantasr.measure.evaluate import evaluate
 from quantasr.pipeline import quantize
-from quantasr.recipes import Recipe
+from quantasr.recipes import Recipe, Rule
+from quantasr.recipes.recipe import QConfig
 from quantasr.runtime import load
 from quantasr.sources import load_model, rebuild_model
 from quantasr.speech.manifest import read_manifest
@@ -21,6 +22,9 @@ from quantasr.speech.manifest import read_manifest
 DIGITS = Path(__file__).parents[1] / "data" / "kaldi" / "digits"
 UTTERANCES = read_manifest(sample.evaluation())[20:28]
 WAVES = [utterance.load(8000) for utterance in UTTERANCES]
+DYNAMIC = Recipe(
+    "dynamic", (Rule("*"), Rule("lda", {"mode": "float"}), Rule("tdnn1.affine", {"mode": "float"})), QConfig("dynamic")
+)
 
 
 def made(where: Path, engine: str, recipe: Recipe | str = "default") -> tuple[Any, Any]:
@@ -41,6 +45,17 @@ def test_static_scales_on_every_backend(backend: str, tmp_path: Path) -> None:
     assert artifact.measured["int8_layers"] == 16 and artifact.measured["int8_share"] > 0.6
     assert artifact.parity["native_to_original"]["same_argmax"] > 0.9
     assert evaluate(again, UTTERANCES).wer.rate == original.wer.rate <= 0.05
+
+
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_scales_from_each_call(backend: str, tmp_path: Path) -> None:
+    original = evaluate(load_model(DIGITS).transcriber(), UTTERANCES)
+    again, live = made(tmp_path / "native", f"torch:{backend}", DYNAMIC)
+    for one, other in zip(live.logprobs(WAVES), again.logprobs(WAVES), strict=True):
+        assert np.array_equal(one, other)
+    assert again.artifact.measured["int8_layers"] == 16 and again.artifact.measured["int8_share"] > 0.6
+    assert again.artifact.parity["native_to_original"]["same_argmax"] > 0.9
+    assert evaluate(again, UTTERANCES).wer.rate == original.wer.rate
 
 
 def test_the_folder_tells_the_model_but_for_weights_and_graph(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ RECURRENT = {nn.LSTM: "lstm", nn.GRU: "gru", **CELLS}
 class DynamicLayer:
     """A layer without static scales.
 
-    ``kind`` is ``linear``, ``embedding``, ``embedding_bag`` or one of :data:`RECURRENT`. ``bits`` are those of the
-    weights: 16 is float16, anything less integers.
+    ``kind`` is ``linear``, ``conv1d``, ``conv2d``, ``embedding``, ``embedding_bag`` or one of :data:`RECURRENT`.
+    ``bits`` are those of the weights: 16 is float16, anything less integers.
     """
 
     path: str
@@ -57,8 +57,12 @@ class DynamicLinear:
 
     def __call__(self, func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The linear layer of its first argument."""
-        x = as_float(args[0] if args else kwargs["input"]).contiguous()
+        return self.product(as_float(args[0] if args else kwargs["input"]).contiguous())
+
+    def product(self, x: Tensor) -> Tensor:
+        """``[..., inputs]`` -> ``[..., outputs]``."""
         begin = time.perf_counter()
+        out: Tensor
         if self.layer.bits == 16:
             out = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
         else:

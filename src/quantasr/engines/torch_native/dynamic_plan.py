@@ -20,6 +20,7 @@ from quantasr.engines.torch_native.dynamic import (
     PackedEmbedding,
     RecurrentModule,
 )
+from quantasr.engines.torch_native.dynamic_convolution import CONVOLUTIONS, DynamicConvolution
 from quantasr.engines.torch_native.kernels import Weights
 from quantasr.engines.torch_native.tensors import PackedWeight
 from quantasr.engines.torch_native.trial import Trial, first_line
@@ -77,7 +78,9 @@ def _refusal(kind: str, qconfig: QConfig, layer: nn.Module) -> str:
         return f"PyTorch has no kernel of {qconfig.weight.bits} bits: choose 8 or 16"
     if kind in _EMBEDDINGS:
         return "packed embeddings have 8 or 4 bits" if half else ""
-    if kind not in ("linear", *RECURRENT.values()):
+    if kind in CONVOLUTIONS and (layer.groups != 1 or isinstance(layer.padding, str)):
+        return f"no dynamic kernel of a {kind} in groups, or with padding by name"
+    if kind not in ("linear", *CONVOLUTIONS, *RECURRENT.values()):
         return f"PyTorch has no kernel of {kind} in mode {qconfig.mode}"
     if qconfig.mode == "static":
         return "its kernels take their scales from each call: choose mode dynamic"
@@ -99,7 +102,7 @@ def _parameters(layer: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _weights(parameter: Tensor, qconfig: QConfig, bias: Any, kind: str) -> Weights:
-    bias = bias.detach().clone() if kind == "linear" and isinstance(bias, Tensor) else None
+    bias = bias.detach().clone() if kind in ("linear", *CONVOLUTIONS) and isinstance(bias, Tensor) else None
     if qconfig.weight.bits == 16:
         return Weights(parameter.detach().half(), torch.ones(len(parameter)), bias)
     quantizer = WeightQuantizer(qconfig.weight, observer_factory(qconfig.weight_observer), 0)
@@ -192,6 +195,8 @@ def make(original: nn.Module, layer: DynamicLayer, weights: Mapping[str, Weights
     """The kernel of a dynamic layer, or the module that takes its place."""
     if layer.kind == "linear":
         return DynamicLinear(layer, weights["weight"], backend)
+    if layer.kind in CONVOLUTIONS:
+        return DynamicConvolution(layer, weights["weight"], backend)
     if layer.kind in _EMBEDDINGS:
         return PackedEmbedding(layer, weights["weight"], backend)
     return RecurrentModule(original, layer, weights, backend)
