@@ -226,7 +226,7 @@ def load_batch(
         except AudioError as error:
             failures[utterance.id] = str(error)
             continue
-        faults = describe_faults(next(iter(waves.values())))
+        faults = describe_faults(next(iter(waves.values()))) if utterance.features is None else ()
         if faults:
             listed = f" (listed in {utterance.source})" if utterance.source else ""
             warnings[utterance.id] = f"{utterance.audio}: {'; '.join(map(advise, faults))}{listed}"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quantasr.errors import AudioError, ModelLoadError, RecipeError
 from quantasr.speech.frontend import Frontend, collate
+from quantasr.speech.prepared import PreparedWave
 from quantasr.speech.transcript import Transcript, Waveform
 
 BLOCK_SECONDS = 10.0
@@ -121,12 +122,24 @@ class FrameTranscriber(ABC):
     def _filled(self, wave: Waveform) -> Waveform:
         if wave.size == 0:
             raise AudioError("recording has no samples")
+        if isinstance(wave, PreparedWave):
+            return wave
         return np.pad(wave, (0, max(0, self.min_samples - wave.size)))
 
 
-def check_waves(waves: Sequence[Waveform]) -> None:
-    """Raise AudioError, naming the wave by its index, unless all are mono, finite, and have samples."""
+def check_waves(waves: Sequence[Waveform], *, prepared: bool = False) -> None:
+    """Raise AudioError, naming the wave by its index, unless all are mono, finite, and have samples.
+
+    ``prepared``: whether it may have features instead of sound, as :class:`PreparedWave`.
+    """
     for i, wave in enumerate(waves):
+        if isinstance(wave, PreparedWave) and (wave.features is not None or wave.ivectors is not None):
+            if not prepared:
+                raise AudioError(
+                    f"wave {i}: has features or i-vectors, which only Kaldi models read: give its sound alone"
+                )
+            if wave.features is not None:
+                continue
         if wave.ndim != 1 or wave.size == 0:
             raise AudioError(f"wave {i}: shape {list(wave.shape)}; one channel with at least one sample is needed")
         if not np.isfinite(wave).all():

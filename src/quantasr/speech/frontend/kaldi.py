@@ -14,6 +14,7 @@ from quantasr.kaldi.cmvn import OnlineCmvn, apply_cmvn, cmvn_stats
 from quantasr.kaldi.ivector import IvectorExtractor
 from quantasr.kaldi.ivector_online import ivectors_at
 from quantasr.speech.frontend.kaldi_features import KaldiFeatures
+from quantasr.speech.prepared import PreparedWave
 
 CMVN = ("none", "online", "global", "utterance")
 IVECTORS = ("none", "looped", "periodic", "given")
@@ -119,17 +120,21 @@ class KaldiFrontend:
     def __call__(self, wave: NDArray[np.float32], speech: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
         """``[samples]`` -> ``[left_context + frames + right_context, feature_dim + ivector_dim]``.
 
-        ``speech`` ``[frames]`` is what a decoder found. Raises AudioError when the wave is too short for one frame.
+        ``speech`` ``[frames]`` is what a decoder found. What a :class:`PreparedWave` has is not computed. Raises
+        AudioError when the wave is too short for one frame, or what it has is not what the network reads.
         """
+        if isinstance(wave, PreparedWave) and (wave.features is not None or wave.ivectors is not None):
+            found = self.features(np.asarray(wave)) if wave.features is None else wave.features
+            return self.from_features(found, wave.ivectors, wave.ivector_period)
         found = self.features(wave)
         return self._assembled(found, self.ivectors(found, samples=len(wave), speech=speech))
 
     def from_features(
-        self, features: NDArray[np.float32], ivectors: NDArray[np.float32] | None = None
+        self, features: NDArray[np.float32], ivectors: NDArray[np.float32] | None = None, period: int = 10
     ) -> NDArray[np.float32]:
         """As calling it, from features ``[frames, feature_dim]`` that were computed before, as in ``feats.ark``.
 
-        ``ivectors``: ``[rows, ivector_dim]``, one every ``ivector_period`` frames, or ``[ivector_dim]`` for all frames;
+        ``ivectors``: ``[rows, ivector_dim]``, one every ``period`` frames, or ``[ivector_dim]`` for all frames;
         without, they are estimated. Raises AudioError when something has the wrong shape.
         """
         features = np.asarray(features, np.float32)
@@ -142,8 +147,9 @@ class KaldiFrontend:
             return self._assembled(features, self.ivectors(features))
         rows = np.atleast_2d(np.asarray(ivectors, np.float32))
         if rows.ndim != 2 or rows.shape[1] != self.ivector_dim or not len(rows):
-            raise AudioError(f"i-vectors of shape {list(rows.shape)}: the model reads {self.ivector_dim} values")
-        return self._assembled(features, self._by_chunk(rows, len(features)), given=True)
+            wanted = f"{self.ivector_dim} values" if self.ivector_dim else "none"
+            raise AudioError(f"i-vectors of shape {list(rows.shape)}: the model reads {wanted}")
+        return self._assembled(features, self._by_chunk(rows, len(features), period), given=True)
 
     def ivectors(
         self, features: NDArray[np.float32], *, samples: int | None = None, speech: NDArray[np.bool_] | None = None
@@ -158,7 +164,8 @@ class KaldiFrontend:
             return None
         if self.ivector_mode == "periodic":
             counts = np.arange(0, len(features), self.extractor.options.ivector_period) + 1
-            return self._by_chunk(ivectors_at(self.extractor, features, counts), len(features))
+            period = self.extractor.options.ivector_period
+            return self._by_chunk(ivectors_at(self.extractor, features, counts), len(features), period)
         counts = self.frames_known(len(features), samples)
         if self.silence_weight == 1.0:
             return ivectors_at(self.extractor, features, counts)
@@ -217,11 +224,10 @@ class KaldiFrontend:
         chunks: NDArray[np.int64] = np.clip(times // self.chunk - lag, 0, last)
         return chunks
 
-    def _by_chunk(self, rows: NDArray[np.float32], frames: int) -> NDArray[np.float32]:
+    def _by_chunk(self, rows: NDArray[np.float32], frames: int, period: int) -> NDArray[np.float32]:
         """I-vectors of each period -> of each chunk, that at its middle."""
         starts = np.arange(0, frames, self.chunk)
         lengths = np.minimum(self.chunk, frames - starts)
-        period = self.extractor.options.ivector_period if self.extractor else 10
         found: NDArray[np.float32] = rows[np.minimum((starts + (lengths - 1) // 2) // period, len(rows) - 1)]
         return found
 

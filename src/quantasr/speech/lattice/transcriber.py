@@ -17,6 +17,7 @@ from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.lattice.lattice import Lattice
 from quantasr.speech.lattice.online import search_online
 from quantasr.speech.pauses import PauseCutter
+from quantasr.speech.prepared import PreparedWave
 from quantasr.speech.transcript import Transcript, Waveform, Word
 
 CHUNK_SECONDS = 60.0
@@ -58,6 +59,8 @@ class LatticeTranscriber(FrameTranscriber):
         )
         if decoder is not None and not isinstance(decoder, DecodingFiles | LatticeDecoder):
             raise RecipeError(f"{name}: searches a graph of words: --lm and --beam-width are for CTC models")
+        if isinstance(grammar, str):
+            raise RecipeError(f"{name}: a grammar is a list of phrases, such as ['{grammar[:40]}']")
         if grammar is not None and decoder is not None:
             if not isinstance(decoder, DecodingFiles):
                 raise RecipeError(f"{name}: takes a grammar only with the graph in its folder, not with a live decoder")
@@ -95,8 +98,8 @@ class LatticeTranscriber(FrameTranscriber):
 
         Raises AudioError, naming the wave by its index, when one is empty, not mono, or holds NaN.
         """
-        check_waves(waves)
-        pieces = [list(self._cutter([wave])) for wave in waves]
+        check_waves(waves, prepared=True)
+        pieces = [[wave] if isinstance(wave, PreparedWave) else list(self._cutter([wave])) for wave in waves]
         flat = [piece for parts in pieces for piece in parts]
         heard = iter(self.lattices(flat))
         return [self._joined([next(heard) for _ in parts], [p.size for p in parts]) for parts in pieces]
@@ -114,7 +117,7 @@ class LatticeTranscriber(FrameTranscriber):
 
     def logprobs(self, waves: Sequence[Waveform]) -> list[NDArray[np.float32]]:
         """What the acoustic model says of each wave, ``[frames, pdfs]``, whole."""
-        check_waves(waves)
+        check_waves(waves, prepared=True)
         found: dict[int, NDArray[np.float32]] = {}
         order = sorted(range(len(waves)), key=lambda i: waves[i].size)
         for batch in self._batches(order, waves):
@@ -129,7 +132,8 @@ class LatticeTranscriber(FrameTranscriber):
         """
         silent = None if self.files is None else self.files.silent
         front = self.frontend
-        if silent is not None and isinstance(front, KaldiFrontend) and front.silence_weight != 1.0:
+        prepared = any(isinstance(wave, PreparedWave) for wave in waves)
+        if not prepared and silent is not None and isinstance(front, KaldiFrontend) and front.silence_weight != 1.0:
             subsampling = round(self.frame_seconds * front.sample_rate / front.features.shift)
             return [
                 search_online(self._filled(wave), front, self.acoustic, self.decoder, silent, subsampling)

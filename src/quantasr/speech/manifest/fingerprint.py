@@ -12,11 +12,14 @@ from quantasr.speech.manifest.utterance import Utterance
 
 
 def fingerprints(utterances: Iterable[Utterance]) -> list[dict[str, Any]]:
-    """A row for each utterance: SHA-256 of its audio file or command, and the segment in seconds (None: to the end)."""
+    """A row for each utterance: SHA-256 of its audio file, command or features, and the segment in seconds.
+
+    Its duration is None where it lasts to the end.
+    """
     digests: dict[str | Path, str] = {}
     rows = []
     for utterance in utterances:
-        recording = utterance.command or utterance.audio
+        recording = utterance.command or (utterance.features.name if utterance.features else utterance.audio)
         if recording not in digests:
             digests[recording] = _digest(utterance)
         rows.append(
@@ -53,6 +56,8 @@ def _overlap(left: dict[str, Any], right: dict[str, Any]) -> bool:
 
 
 def _digest(utterance: Utterance) -> str:
+    if utterance.features is not None:
+        return hashlib.sha256(utterance.features.load().tobytes()).hexdigest()
     if utterance.command is not None:
         # What a command writes is not worth running it for; the same command is the same recording.
         return hashlib.sha256(utterance.command.encode()).hexdigest()

@@ -66,7 +66,7 @@ def _shared(left: Sequence[Utterance], right: Sequence[Utterance]) -> Iterator[t
         segments.sort(key=lambda segment: segment.start)
     longest = {key: max(s.end - s.start for s in segments) for key, segments in by_recording.items()}
     starts = {key: [s.start for s in segments] for key, segments in by_recording.items()}
-    by_name = {(utterance.id, utterance.audio.stem): utterance for utterance in right if utterance.command is None}
+    by_name = {(utterance.id, utterance.audio.stem): utterance for utterance in right if utterance.is_file}
 
     for utterance in left:
         key, segment = keys[_place(utterance)], _segment(utterance)
@@ -79,7 +79,7 @@ def _shared(left: Sequence[Utterance], right: Sequence[Utterance]) -> Iterator[t
             if min(segment.end, other.end) - max(segment.start, other.start) > _TOUCH_SECONDS:
                 found = (utterance, other.utterance, "the same recording")
                 break
-        if found is None and utterance.command is None:
+        if found is None and utterance.is_file:
             namesake = by_name.get((utterance.id, utterance.audio.stem))
             if namesake is not None and keys[_place(namesake)] != key and _encoded_again(utterance, namesake):
                 found = (utterance, namesake, "the same name, text and length")
@@ -93,11 +93,13 @@ def _segment(utterance: Utterance) -> _Segment:
 
 
 def _place(utterance: Utterance) -> str:
+    if utterance.features is not None:
+        return f"features {utterance.features.name}"
     return f"command {utterance.command}" if utterance.command is not None else str(utterance.audio)
 
 
 def _sizes(utterances: Sequence[Utterance]) -> set[int]:
-    return {_size(audio) for audio in {u.audio for u in utterances if u.command is None}}
+    return {_size(audio) for audio in {u.audio for u in utterances if u.is_file}}
 
 
 def _size(audio: Path) -> int:
@@ -114,6 +116,9 @@ def _recording_keys(utterances: Sequence[Utterance], shared_sizes: set[int]) -> 
     for utterance in utterances:
         place = _place(utterance)
         if place in keys:
+            continue
+        if utterance.features is not None:
+            keys[place] = hashlib.sha256(utterance.features.load().tobytes()).hexdigest()
             continue
         if utterance.command is not None:
             keys[place] = place

@@ -15,7 +15,7 @@ from quantasr.speech.manifest.formats import (
     read_list,
     read_nemo,
 )
-from quantasr.speech.manifest.kaldi import read_kaldi
+from quantasr.speech.manifest.kaldi import FEATURES, WAVES, read_kaldi
 from quantasr.speech.manifest.lines import read_lines
 from quantasr.speech.manifest.utterance import Utterance
 
@@ -78,7 +78,7 @@ def detect_format(path: Path) -> str:
         ManifestError: a folder that holds nothing known.
     """
     if path.is_dir():
-        if (path / "wav.scp").is_file():
+        if any((path / name).is_file() for name in (WAVES, FEATURES)):
             return "kaldi"
         if next(path.rglob("*.trans.txt"), None) is not None:
             return "librispeech"
@@ -86,7 +86,7 @@ def detect_format(path: Path) -> str:
         if (path / "clips").is_dir() and tables:
             raise ManifestError(f"{path}: is a Common Voice folder: name one of its tables ({', '.join(tables)})")
         return "folder"
-    if path.name == "wav.scp":
+    if path.name in (WAVES, FEATURES):
         return "kaldi"
     suffix = path.suffix.lower()
     if suffix in AUDIO_SUFFIXES:

@@ -12,7 +12,11 @@ from pathlib import Path
 from quantasr.errors import AudioError, ManifestError
 from quantasr.speech.audio import load_audio, stream_audio
 from quantasr.speech.audio_file import AudioSource
+from quantasr.speech.prepared import Archived, PreparedWave
 from quantasr.speech.transcript import Waveform
+
+FRAME_SECONDS = 0.01
+"""From a frame of Kaldi's features to the next; of features from elsewhere only lengths in seconds depend on it."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Utterance:
     utterance lasts to the end of the recording. ``text`` is None where the manifest gives none (calibration
     needs none), and empty where nobody speaks. ``source`` is the 'file:line' that errors name. ``command`` is
     a trusted shell command that writes the recording to its standard output; ``audio`` is then the wav.scp that
-    holds it, so use :meth:`load` or :meth:`stream` rather than ``audio``.
+    holds it, so use :meth:`load` or :meth:`stream` rather than ``audio``. ``features`` and ``ivectors`` were computed
+    before, for Kaldi models; with features there is no sound, and ``audio`` is the feats.scp.
 
     Raises:
         ManifestError: the id is empty, or the times are not those of a segment.
@@ -38,6 +43,8 @@ class Utterance:
     language: str | None = None
     source: str = ""
     command: str | None = None
+    features: Archived | None = None
+    ivectors: Archived | None = None
 
     def __post_init__(self) -> None:
         where = self.source or str(self.audio)
@@ -48,16 +55,38 @@ class Utterance:
         if self.duration is not None and not (math.isfinite(self.duration) and self.duration > 0):
             raise ManifestError(f"{where}: lasts {self.duration} s: give more than 0 seconds")
 
+    @property
+    def is_file(self) -> bool:
+        """Whether its sound is in the file ``audio``."""
+        return self.command is None and self.features is None
+
     def load(self, sample_rate: int) -> Waveform:
-        """Its samples, mono ``[time]``, at ``sample_rate``; AudioError names the manifest's line too."""
+        """Its samples, mono ``[time]``, at ``sample_rate``; AudioError names the manifest's line too.
+
+        With features or i-vectors it is a :class:`PreparedWave`.
+        """
         try:
-            return load_audio(self._open(), sample_rate, start=self.start, duration=self.duration)
+            if self.features is None and self.ivectors is None:
+                return self._samples(sample_rate)
+            features = None if self.features is None else self.features.load()
+            if features is None:
+                samples: Waveform | int = self._samples(sample_rate)
+            else:
+                samples = round(len(features) * FRAME_SECONDS * sample_rate)
+            if self.ivectors is None:
+                return PreparedWave.of(samples, features)
+            return PreparedWave.of(samples, features, self.ivectors.load(), self.ivectors.period)
         except AudioError as error:
             raise self._named(error) from error
+
+    def _samples(self, sample_rate: int) -> Waveform:
+        return load_audio(self._open(), sample_rate, start=self.start, duration=self.duration)
 
     def stream(self, sample_rate: int, block_seconds: float) -> Iterator[Waveform]:
         """Its samples in blocks, for long recordings, as :func:`quantasr.speech.audio.stream_audio` gives them."""
         try:
+            if self.features is not None:
+                raise AudioError(f"{self.audio}: holds features and no sound: a Kaldi model reads them whole")
             yield from stream_audio(self._open(), sample_rate, block_seconds, start=self.start, duration=self.duration)
         except AudioError as error:
             raise self._named(error) from error

@@ -44,10 +44,10 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
 
 
 def _row(utterance: Utterance, folder: Path) -> dict[str, Any]:
-    if utterance.command is not None:
+    if not utterance.is_file:
         raise ManifestError(
-            f"{utterance.source or utterance.id}: comes from a command, which a NeMo manifest cannot hold: "
-            "store the recording as a file first"
+            f"{utterance.source or utterance.id}: comes from a command or as features, which a NeMo manifest "
+            "cannot hold: store the recording as a file first"
         )
     audio = utterance.audio.resolve()
     duration = utterance.duration
