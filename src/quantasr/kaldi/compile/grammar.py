@@ -84,8 +84,6 @@ def grammar_fst(phrases: Sequence[str], table: SymbolTable, *, backoff: int = 0,
     likely in its order, and possible in any. Words that are not in ``table`` (:func:`unknown_words`) are left out, as
     Vosk leaves them out; ModelLoadError if nothing is left. "[unk]" is a word like others.
     """
-    if isinstance(phrases, str):
-        raise ModelLoadError(f"a grammar is a list of phrases, not one text: give ['{phrases[:40]}']")
     counts: dict[History, Counter[int]] = defaultdict(Counter)
     for phrase in phrases:
         ids = [table.ids[word] for word in phrase.split() if word in table.ids]
