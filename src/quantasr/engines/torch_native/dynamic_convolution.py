@@ -5,7 +5,6 @@ PyTorch's own ``conv2d_dynamic`` rounds what comes out with the scale of what we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,40 +22,34 @@ class DynamicConvolution(DynamicLinear):
     """A 1-d or 2-d convolution, in one group, with packed weights; stands in its ``PackedWeight``."""
 
     def __init__(self, layer: DynamicLayer, weights: Weights, backend: str) -> None:
-        super().__init__(layer, replace(weights, integers=weights.integers.flatten(1)), backend)
-        self._shape = weights.integers.shape
+        by_channel = weights.integers.movedim(1, -1)  # [outputs, kernel, inputs], as patches are
+        super().__init__(layer, replace(weights, integers=by_channel.flatten(1).contiguous()), backend)
+        self._shape = by_channel.shape
 
     def float_weight(self) -> Tensor:
         """The dequantized weight."""
-        return self.weights.real().reshape(self._shape)
+        return self.weights.real().view(self._shape).movedim(-1, 1)
 
-    def __call__(self, func: Operation, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The convolution of its first argument; in float where it is called in a way that has no matrix."""
-        given = dict(kwargs)
-        x = as_float(args[0] if args else given.pop("input"))
-        geometry = geometry_of(func, args, given)
+    def __call__(self, func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The convolution of its first argument; in float where it is called in a way that is no such product."""
+        x = as_float(args[0] if args else kwargs["input"])
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        geometry = geometry_of(func, args, kwargs)
         if geometry is None or geometry.function not in CONVOLUTIONS or geometry.groups != 1:
-            weight = args[1] if len(args) > 1 else given.pop("weight")
-            return func(x, self.float_weight().reshape(weight.shape), *args[2:], **given)
-        kernel = tuple((args[1] if len(args) > 1 else given["weight"]).shape[2:])
-        flat = x.ndim == 3
-        rows, size = _patches(x.unsqueeze(2) if flat else x, (1, *kernel) if flat else kernel, geometry)
-        out = self.product(rows).transpose(1, 2).contiguous()
-        out = out.view(*out.shape[:2], *size)
-        return out.squeeze(2) if flat else out
+            rest = {key: value for key, value in kwargs.items() if key not in ("input", "weight")}
+            return func(x, self.float_weight().reshape(weight.shape), *args[2:], **rest)
+        found = self.product(_patches(x, tuple(weight.shape[2:]), geometry)).movedim(-1, 1)
+        # As PyTorch's own: channels stay innermost where they were, which saves two changes of layout.
+        return found if not x.is_contiguous() and x.movedim(1, -1).is_contiguous() else found.contiguous()
 
 
-def _patches(x: Tensor, kernel: tuple[int, ...], geometry: Geometry) -> tuple[Tensor, tuple[int, int]]:
-    """``[batch, channels, height, width]`` -> ``[batch, positions, channels * kernel]``, and their (height, width)."""
-    short = len(geometry.stride) == 1
-    stride, dilation = (((1,) if short else ()) + values for values in (geometry.stride, geometry.dilation))
-    padding = ((0,) if short else ()) + geometry.padding
-    high, wide = (
-        (n + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-        for i, n in enumerate(x.shape[2:])
-    )  # fmt: skip
-    if set(kernel) == set(stride) == {1} and not any(padding):
-        columns = x.flatten(2)
-    else:
-        columns = F.unfold(x, kernel, dilation, padding, stride)
-    return columns.transpose(1, 2).contiguous(), (high, wide)
+def _patches(x: Tensor, kernel: tuple[int, ...], geometry: Geometry) -> Tensor:
+    """``[batch, channels, ...]`` -> ``[batch, ..., prod(kernel) * channels]``, a row for each place of the kernel."""
+    if any(geometry.padding):
+        x = F.pad(x, [side for size in reversed(geometry.padding) for side in (size, size)])
+    x = x.movedim(1, -1)
+    for i, (size, stride, dilation) in enumerate(zip(kernel, geometry.stride, geometry.dilation, strict=True)):
+        x = x.unfold(1 + i, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    places = x.shape[1 : 1 + len(kernel)]
+    rows = x.movedim(1 + len(kernel), -1)
+    return rows.reshape(x.shape[0], *places, -1).contiguous()
