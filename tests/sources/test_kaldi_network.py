@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.model import read_model
@@ -45,6 +46,28 @@ def test_as_kaldi(name):
         found = network(name)(padded(CASES[name]))[0].numpy()
     assert found.shape == OUTPUTS[name].shape
     np.testing.assert_allclose(found, OUTPUTS[name], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_kaldi_with_scales_distributed(name):
+    net = network(name)
+    net.distribute_scales()
+    with torch.inference_mode():
+        found = net(padded(CASES[name]))[0].numpy()
+    np.testing.assert_allclose(found, OUTPUTS[name], atol=2e-5, rtol=2e-5)
+
+
+def test_scales_of_sums_are_distributed():
+    net = network("recipe_tdnnf")
+
+    def additions():
+        with torch.no_grad():
+            traced = make_fx(net)(padded(CASES["recipe_tdnnf"]))
+        return sum(node.target is torch.ops.aten.add.Tensor for node in traced.graph.nodes)
+
+    before = additions()
+    net.distribute_scales()
+    assert additions() > before
 
 
 @pytest.mark.parametrize("name", ["recipe_tdnnf", "recipe_cnn_tdnn"])

@@ -119,9 +119,15 @@ def _assemble(
         ),
         frame_seconds=subsampling * frontend.features.shift / frontend.sample_rate,
         decoding=decoding,
+        rewrite=_rewrite,
         provenance=provenance,
         files=files_of(model, frontend, name=name, subsampling=subsampling, provenance=provenance),
     )
+
+
+def _rewrite(module: nn.Module) -> None:
+    assert isinstance(module, KaldiNetwork)
+    module.distribute_scales()
 
 
 class _Graph(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.components import Component
-from quantasr.kaldi.nnet3.config import Node
+from quantasr.kaldi.nnet3.config import Descriptor, Node, Sum
 from quantasr.sources.kaldi import layers, statistics
 from quantasr.sources.kaldi.plan import GraphNode, Plan, Span, names_of
 from quantasr.sources.kaldi.reading import Values
@@ -51,6 +51,7 @@ class KaldiNetwork(nn.Module):
         super().__init__()
         self._nodes, self._plan, self._output, self._inputs, self._dims = nodes, plan, output, inputs, dims
         self._ranges = ranges
+        self._sums: dict[str, tuple[Descriptor, ...]] = {}
         self._kinds = {name: component.kind for name, component in components.items()}
         self._paths: dict[str, str] = {}
         rows = _tail(nodes, components, plan, output)
@@ -80,7 +81,7 @@ class KaldiNetwork(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         left, right = self.contexts
-        values = Values(self._plan, (features.shape[1] - left - right - 1) // self.subsampling + 1)
+        values = Values(self._plan, (features.shape[1] - left - right - 1) // self.subsampling + 1, self._sums)
         flat = features.transpose(1, 2).unsqueeze(2)
         if self.subsampling > 1:  # frames after the last output's context, which Kaldi does not look at
             flat = flat[..., : self.subsampling * (values.count - 1) + left + 1 + right]
@@ -95,6 +96,17 @@ class KaldiNetwork(nn.Module):
         if not self._rows:
             out = out.squeeze(2).transpose(1, 2)
         return out if self.log_priors is None else out - self.log_priors
+
+    def distribute_scales(self) -> None:
+        """From now on, compute a scaled sum as the sum of scaled terms.
+
+        The bypass of a TDNN-F layer is one. It costs an addition more; but then the sum itself is read by the next
+        product alone, and an engine can round it to int8 within the addition, with no pass over it of its own.
+        """
+        for name, node in self._nodes.items():
+            plain = self._kinds.get(name) in (None, "NoOpComponent", "GeneralDropoutComponent")
+            if plain and isinstance(node.reads, Sum) and name not in self._ranges and name not in self._plan.recurrent:
+                self._sums[name] = node.reads.parts
 
     # ---- building ----
 

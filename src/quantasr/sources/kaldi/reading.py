@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 from typing import Any
 
@@ -36,8 +37,9 @@ class Values:
     ``count`` is the number of output frames: an int, or what a trace has in its place.
     """
 
-    def __init__(self, plan: Plan, count: Any) -> None:
-        self.plan, self.count = plan, count
+    def __init__(self, plan: Plan, count: Any, sums: Mapping[str, tuple[Descriptor, ...]]) -> None:
+        """``sums``: terms of nodes that are sums, where a scaled sum is to be computed as the sum of scaled terms."""
+        self.plan, self.count, self.sums = plan, count, sums
         self.of: dict[str, Tensor] = {}
 
     def length(self, span: Span) -> Any:
@@ -65,6 +67,8 @@ class Values:
                 for term in rest:
                     total = total + term
                 return total
+            case Scale(value, Node(name)) if name in self.sums:
+                return cut(self._scaled(value, name), span.bounds_in(self.plan.spans[name]))
             case Scale(value, part):
                 return self.read(part, span) * value
             case IfDefined(part):
@@ -86,6 +90,17 @@ class Values:
                 return once.expand(-1, -1, -1, self.length(span))
             case ReplaceIndex(part):
                 return self.read(part, span)  # x is the index of a position in training's images: there is but one
+
+    def _scaled(self, value: float, name: str) -> Tensor:
+        """A sum that is read scaled, as the sum of its scaled terms."""
+        key = f"{value} {name}"
+        if key not in self.of:
+            parts = self.sums[name]
+            total, *rest = [self.read(part, self.plan.spans[name]) * value for part in parts]
+            for term in rest:
+                total = total + term
+            self.of[key] = total
+        return self.of[key]
 
     def _failover(self, a: Descriptor, b: Descriptor, span: Span) -> Tensor:
         first, last = computable(a, self.plan.reach)
