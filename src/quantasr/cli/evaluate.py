@@ -17,10 +17,10 @@ from quantasr.cli.options import (
     is_artifact,
     load_original,
     open_recogniser,
+    read_speech,
 )
 from quantasr.cli.output import say, show, write_json
 from quantasr.errors import ManifestError, RecipeError
-from quantasr.speech.manifest import read_manifest
 from quantasr.speech.text import NORMALIZERS
 
 _EXAMPLES = """\
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.utterances is not None and not arguments.utterances.absolute().parent.is_dir():
         # Now, and not after an hour of transcribing.
         raise ManifestError(f"{arguments.utterances}: cannot be written: there is no such folder: make it first")
-    utterances = read_manifest(arguments.manifest, format=arguments.format, trust=arguments.trust)
+    utterances = read_speech(arguments.manifest, arguments)
     systems = [open_recogniser(where, arguments, batch_size=arguments.batch_size) for where in arguments.systems]
     evaluation = evaluate_systems(
         systems,
@@ -131,9 +131,11 @@ def _run_widths(arguments: argparse.Namespace) -> int:
     both = ("per_tensor", "per_channel")
     found = quantasr.bit_widths(
         load_original(where, arguments),
-        read_manifest(arguments.manifest, format=arguments.format, trust=arguments.trust),
+        read_speech(arguments.manifest, arguments),
         bits=arguments.bits,
-        calibration=arguments.calibration,
+        calibration=None
+        if arguments.calibration is None
+        else read_speech(arguments.calibration, arguments, format="auto"),
         granularities=both if arguments.granularity == "both" else (arguments.granularity,),
         recipe=arguments.recipe,
         beside=[open_recogniser(other, arguments) for other in others],

@@ -6,14 +6,14 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from quantasr.cli.options import add_command, add_engine, add_manifest, add_trust, open_recogniser
+from quantasr.cli.options import add_command, add_engine, add_manifest, add_trust, open_recogniser, read_speech
 from quantasr.cli.output import say, write_json
 from quantasr.errors import RecipeError
-from quantasr.speech.manifest import read_manifest
 
 _EXAMPLES = """\
   quantasr loglikes exp/chain/tdnn1a --manifest data/test --out ark,scp:loglikes.ark,loglikes.scp
   quantasr loglikes out/ --manifest data/test --out ark,t:loglikes.txt
+  quantasr loglikes exp/tdnn --manifest data/test/feats.scp --ivectors exp/ivectors_test --out ark:loglikes.ark
   latgen-faster-mapped --acoustic-scale=1.0 final.mdl HCLG.fst ark:loglikes.ark ark:lattices.ark
 """
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from quantasr.speech.loglikes import ArchiveOutput, write_loglikes
 
     out = ArchiveOutput.parse(arguments.out)
-    utterances = read_manifest(arguments.manifest, format=arguments.format, trust=arguments.trust)
+    utterances = read_speech(arguments.manifest, arguments)
     recogniser = open_recogniser(arguments.system, arguments)
     if not isinstance(recogniser, FrameTranscriber):
         raise RecipeError(f"{arguments.system}: gives no log-likelihoods of frames: use a hybrid or a CTC model")

@@ -12,7 +12,7 @@ from quantasr.cli.output import say
 from quantasr.engines import ENGINES
 from quantasr.engines.engine import COMPUTE
 from quantasr.errors import ModelLoadError, RecipeError
-from quantasr.speech.manifest import FORMATS
+from quantasr.speech.manifest import FORMATS, Utterance, read_manifest, with_ivectors
 
 if TYPE_CHECKING:
     from quantasr.sources import AsrModel
@@ -65,6 +65,30 @@ def add_manifest(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--manifest", required=True, help=what)
     command.add_argument("--format", choices=["auto", *FORMATS], default="auto", help="form of the manifest")
     command.add_argument("--limit", type=count, metavar="N", help="the first N utterances only")
+    add_ivectors(command)
+
+
+def add_ivectors(command: argparse.ArgumentParser) -> None:
+    """``--ivectors`` and ``--ivector-period``."""
+    command.add_argument(
+        "--ivectors",
+        action="append",
+        metavar="PLACE",
+        help="Kaldi: i-vectors that were extracted before: a folder with ivector_online.scp, scp:FILE or ark:FILE; "
+        "may be given again for other speech",
+    )
+    command.add_argument(
+        "--ivector-period", type=count, metavar="N", help="frames from one to the next (the folder's, or 10)"
+    )
+
+
+def read_speech(path: str, arguments: argparse.Namespace, *, format: str | None = None) -> list[Utterance]:
+    """The utterances of a manifest, of ``--format`` or ``format``, with the i-vectors that the options name."""
+    format = arguments.format if format is None else format
+    found = read_manifest(path, format=format, trust=arguments.trust)
+    if arguments.ivectors is None:
+        return found
+    return list(with_ivectors(found, arguments.ivectors, period=arguments.ivector_period))
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:

@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantasr.cli.options import add_command, add_engine, add_manifest, add_trust, open_recogniser
+from quantasr.cli.options import add_command, add_engine, add_manifest, add_trust, open_recogniser, read_speech
 from quantasr.cli.output import say, show, write_json
 from quantasr.errors import ManifestError, RecipeError
-from quantasr.speech.manifest import read_manifest
 from quantasr.speech.text import NORMALIZERS
 
 _EXAMPLES = """\
@@ -67,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.utterances is not None and not arguments.utterances.absolute().parent.is_dir():
         raise ManifestError(f"{arguments.utterances}: cannot be written: there is no such folder: make it first")
     sets = [
-        read_manifest(place, format=arguments.format, trust=arguments.trust)[: arguments.limit]
+        read_speech(place, arguments)[: arguments.limit]
         for place in (arguments.manifest, arguments.tuning)
         if place is not None
     ]

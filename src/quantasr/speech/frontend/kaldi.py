@@ -159,7 +159,7 @@ class KaldiFrontend:
         ``samples``, if known, tells when which features came in.
         """
         if self.ivector_mode == "given":
-            raise AudioError("the model reads i-vectors, and none are given: name an archive of them")
+            raise AudioError("the model reads i-vectors, and none are given: name an archive of them (--ivectors)")
         if self.extractor is None:
             return None
         if self.ivector_mode == "periodic":

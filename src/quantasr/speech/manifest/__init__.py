@@ -1,5 +1,6 @@
 """Lists of utterances: which recording, which part of it, and what was said."""
 
+from quantasr.speech.manifest.ivectors import with_ivectors
 from quantasr.speech.manifest.overlap import check_disjoint
 from quantasr.speech.manifest.read import FORMATS, detect_format, read_manifest
 from quantasr.speech.manifest.utterance import Utterance, require_texts
@@ -12,5 +13,6 @@ __all__ = [
     "detect_format",
     "read_manifest",
     "require_texts",
+    "with_ivectors",
     "write_manifest",
 ]

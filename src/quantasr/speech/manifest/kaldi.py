@@ -28,7 +28,7 @@ def read_kaldi(path: Path, trust: bool) -> Iterator[Utterance]:
     folder = path.parent if path.name in (WAVES, FEATURES) else path
     computed = path.name == FEATURES or not (folder / WAVES).is_file()
     found = _described(folder, _features(folder) if computed else _sound(folder, trust))
-    return with_ivectors(found, folder) if (folder / ONLINE).is_file() else found
+    return with_ivectors(found, [folder]) if (folder / ONLINE).is_file() else found
 
 
 def _described(folder: Path, found: Iterator[Utterance]) -> Iterator[Utterance]:
