@@ -11,6 +11,7 @@ from quantasr.artifact import create
 from quantasr.errors import ArtifactError, ModelLoadError, RecipeError
 from quantasr.kaldi.nnet3.model import AcousticModel, read_model, write_model
 from quantasr.numerics.qtypes import QType
+from quantasr.pipeline import find_recipe
 from quantasr.quantize.layers import find_layers, module_names
 from quantasr.recipes import Recipe
 from quantasr.recipes.recipe import QConfig, Rule
@@ -45,15 +46,15 @@ class Requantized:
 
 
 def requantize(
-    source: str | Path, target: str | Path, recipe: Recipe | int, *, granularity: str = "per_channel"
+    source: str | Path, target: str | Path, recipe: Recipe | str | Path | int, *, granularity: str = "per_channel"
 ) -> Requantized:
     """Copy a model of Kaldi's, its weights rounded to integers times their scale; all else is the same, byte for byte.
 
     ``source`` is a folder of Vosk's or of an experiment, of which ``target`` becomes a copy, written at once and only
-    if it is not there; or a ``final.mdl``, and ``target`` the new file. ``recipe`` says which components, by their
-    names, and how their weights; a number of bits means all of them: one scale a row, symmetric, or with
-    ``granularity`` ``per_tensor`` one scale, affine. Kaldi multiplies floats, so inputs are not rounded whatever the
-    recipe says.
+    if it is not there; or a ``final.mdl``, and ``target`` the new file. ``recipe``, as in :func:`quantasr.quantize`,
+    says which components, by their names, and how their weights; a number of bits means all of them: one scale a row,
+    symmetric, or with ``granularity`` ``per_tensor`` one scale, affine. Kaldi multiplies floats, so inputs are not
+    rounded whatever the recipe says.
 
     Raises :class:`RecipeError` for a recipe that does not fit, :class:`ModelLoadError` for a model that cannot be read
     and :class:`ArtifactError` when ``target`` cannot be written.
@@ -63,8 +64,10 @@ def requantize(
     if path is None:
         raise ModelLoadError(f"{source}: has no final.mdl and no am/final.mdl")
     model = read_model(path)
-    chosen = recipe if isinstance(recipe, Recipe) else _everywhere(recipe, granularity)
+    chosen = _everywhere(recipe, granularity) if isinstance(recipe, int) else find_recipe(recipe, "kaldi")
     qconfigs = _choose(model, chosen, str(path))
+    if not qconfigs:
+        raise RecipeError(f"recipe {chosen.name!r}: has no rule for any weight of {path}")
     new, rows = requantized(model, qconfigs)
     left = [name for name, c in model.network.components.items() if name not in qconfigs and weight_field(c)]
     if source.is_dir():

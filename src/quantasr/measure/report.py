@@ -148,6 +148,20 @@ def native_table(engine: str, compute: str, measured: Mapping[str, Any], layers:
     return table
 
 
+def rounded_table(copy: Mapping[str, Any]) -> Table:
+    """The weights of a Kaldi model's copy (:meth:`quantasr.pipeline_kaldi.Requantized.to_dict`), with their errors."""
+    table = _table(
+        f"{copy['path']}: {copy['recipe']}",
+        *("component", "type", "shape", "bits", "scales", "mean error ÷ rms", "largest error ÷ rms"),
+        caption=f"float as they were: {', '.join(copy['left_float']) or 'none'}",
+    )
+    for row in copy["layers"]:
+        errors = (f"{row[name] / row['rms']:.2g}" if row["rms"] else "0" for name in ("mean_error", "max_error"))
+        shape = " x ".join(map(str, row["shape"]))
+        table.add_row(escape(row["name"]), row["kind"], shape, str(row["bits"]), row["granularity"], *errors)
+    return table
+
+
 def artifact_table(artifact: Artifact) -> Table:
     """What an artifact is and the figures recorded when it was made."""
     table = Table(title=escape(str(artifact.folder)), title_justify="left", show_header=False)

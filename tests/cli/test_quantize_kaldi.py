@@ -1,0 +1,66 @@
+"""``quantize --engine kaldi``: the copy is the one that ``requantize`` makes, and what makes no sense is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantasr import sample
+from quantasr.kaldi.nnet3 import read_model
+from quantasr.pipeline_kaldi import requantize
+
+DIGITS = Path(__file__).parents[1] / "data" / "kaldi" / "digits"
+
+
+def test_a_copy_by_bits(tmp_path: Path, quantasr_cli: Any) -> None:
+    ran = quantasr_cli(
+        *("quantize", DIGITS, tmp_path / "copy", "--engine", "kaldi", "--bits", "5", "--granularity", "per_tensor"),
+        "--json",
+    )
+    assert ran.code == 0 and not ran.err
+    row = json.loads(ran.out)
+    assert row["path"] == str(tmp_path / "copy") and {layer["bits"] for layer in row["layers"]} == {5}
+    requantize(DIGITS, tmp_path / "same", 5, granularity="per_tensor")
+    assert (tmp_path / "copy" / "final.mdl").read_bytes() == (tmp_path / "same" / "final.mdl").read_bytes()
+    recording = (
+        sample.evaluation().parent / json.loads(sample.evaluation().read_text().splitlines()[0])["audio_filepath"]
+    )
+    assert quantasr_cli("transcribe", tmp_path / "copy", recording).out.split()
+
+
+def test_a_copy_of_a_file_by_recipe(tmp_path: Path, quantasr_cli: Any) -> None:
+    ran = quantasr_cli("quantize", DIGITS / "final.mdl", tmp_path / "new.mdl", "--engine", "kaldi")
+    assert ran.code == 0 and "kaldi-default" in ran.out and "tdnnf7.affine" in ran.out
+    assert "float as they were: lda, tdnn1.affine" in ran.out
+    old, new = read_model(DIGITS / "final.mdl"), read_model(tmp_path / "new.mdl")
+    assert len(new.network.components) == len(old.network.components)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--engine", "kaldi", "--bits", "8", "--recipe", "default"), "--bits is for all weights"),
+        (("--engine", "kaldi", "--granularity", "per_tensor"), "--granularity is for --bits"),
+        (("--engine", "kaldi", "--bits", "17"), "bits = 17: give 2 to 16"),
+        (("--engine", "kaldi", "--recipe", "fp16"), "no rule for any weight"),
+        (("--engine", "kaldi", "--calibration", sample.calibration()), "leave out --calibration"),
+        (("--engine", "kaldi", "--overwrite"), "leave out --overwrite"),
+        (("--engine", "kaldi", "--compute", "bf16"), "leave out --compute"),
+        (("--bits", "8"), "--bits is for --engine kaldi"),
+        ((), "--calibration is missing"),
+    ],
+)
+def test_options_that_make_no_sense(
+    options: tuple[object, ...], problem: str, tmp_path: Path, quantasr_cli: Any
+) -> None:
+    ran = quantasr_cli("quantize", DIGITS, tmp_path / "out", *options)
+    assert ran.code == 1 and problem in ran.err and len(ran.complaints) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_kaldi_s(tmp_path: Path, quantasr_cli: Any) -> None:
+    ran = quantasr_cli("quantize", sample.model(), tmp_path / "out", "--engine", "kaldi")
+    assert ran.code == 1 and "has no final.mdl" in ran.err and len(ran.complaints) == 1
