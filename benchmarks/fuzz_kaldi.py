@@ -34,6 +34,9 @@ import numpy as np
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.archive import Archive, archive_writer
 from quantasr.kaldi.cmvn import read_cmvn_stats
+from quantasr.kaldi.compile.arpa import read_arpa
+from quantasr.kaldi.compile.grammar import read_phrases
+from quantasr.kaldi.compile.lexicon import read_lexicon
 from quantasr.kaldi.compile.tree import read_tree
 from quantasr.kaldi.fst import read_fst, read_words
 from quantasr.kaldi.ivector import read_diag_gmm, read_extractor
@@ -65,6 +68,16 @@ def _model(path: Path) -> object:
     return model
 
 
+def _lexicons(path: Path) -> object:
+    """With and without probabilities, whichever of them it is."""
+    weighted = path.with_name("lexiconp.txt")
+    weighted.write_bytes(path.read_bytes())
+    try:
+        return read_lexicon(path)
+    except ModelLoadError:
+        return read_lexicon(weighted)
+
+
 READERS: dict[str, Read] = {
     "mdl": _model,
     "ark": _archive("matrix"),
@@ -80,6 +93,9 @@ READERS: dict[str, Read] = {
     "conf": read_options,
     "words": read_words,
     "fst": read_fst,
+    "arpa": lambda path: list(read_arpa(path)),
+    "lexicon": _lexicons,
+    "json": read_phrases,
 }
 """Kind of file, which is its suffix too -> what reads it."""
 
@@ -96,9 +112,13 @@ def seeds(folder: Path, more: Path | None = None) -> dict[str, list[bytes]]:
         ("dubm", "ivector/final.dubm"), ("ie", "ivector/final.ie"), ("mat", "ivector/final.mat"),
         ("stats", "ivector/global_cmvn.stats"), ("conf", "ivector/online_cmvn.conf"), ("conf", "ivector/splice.conf"),
         ("conf", "digits/conf/mfcc.conf"), ("tree", "digits/tree"), ("words", "digits/graph/words.txt"),
+        ("lexicon", "digits/lexicon.txt"),
     ):  # fmt: skip
         found[kind].append((DATA / name).read_bytes())
     found["packed"] += [b"\0BDP \4\2\0\0\0" + struct.pack("<3d", 1, 2, 3), b"[\n1 \n2 3 ]\n", b"FP 2 1 2 3 "]
+    found["arpa"].append(_ARPA)
+    found["lexicon"].append(b"one 0.7 w ah n\none 0.3 w aa n\ntwo 1.0 t uw\n")
+    found["json"].append('["one two", "물 [unk]", "\\u00e9"]'.encode())
     with archive_writer(folder / "a.ark", folder / "a.scp") as put:
         put("a", np.ones((3, 2), np.float32))
     found["scp"] += [(folder / "a.scp").read_bytes(), f"b {folder}/a.ark:2[0:1,1:1]\n".encode()]
@@ -139,6 +159,22 @@ def _network(name: str, component: Component, model: TransitionModel) -> Network
 
 # Damage
 
+_ARPA = b"""\\data\\
+ngram 1=4
+ngram 2=2
+
+\\1-grams:
+-99 <s> -0.3
+-0.8 </s>
+-0.5 one -0.2
+-0.7 two
+
+\\2-grams:
+-0.1 <s> one
+-0.2 one two
+
+\\end\\
+"""
 _TOKEN = re.compile(rb"<?/?[A-Za-z]\w*>?")
 _NUMBER = re.compile(rb"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")
 _SIZES = [-1, 0, 1, 2, 255, 65536, 1 << 20, 1 << 28, (1 << 30) - 1, 1 << 30, (1 << 31) - 1, -(1 << 31)]

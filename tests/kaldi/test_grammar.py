@@ -97,7 +97,9 @@ def test_grammars_without_words(original, grammar, problem):
         _ = original.transcriber(grammar=grammar).decoder
 
 
-def test_a_live_decoder_has_its_graph(original):
+def test_a_grammar_is_a_list_and_for_a_graph_on_disk(original):
+    with pytest.raises(RecipeError, match=r"list of phrases, such as \['one two'\]"):
+        original.transcriber(grammar="one two")
     live = original.transcriber().decoder
     with pytest.raises(RecipeError, match="not with a live decoder"):
         original.transcriber(decoder=live, grammar=["one"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from quantasr.errors import KaldiFileError, ModelLoadError
 from quantasr.kaldi.compile.arrays import FstBuilder
 from quantasr.kaldi.fst import Fst, SymbolTable
+from quantasr.kaldi.stream import short
 
 BACKOFF = "#0"  # the symbol of a grammar's backoff arcs, which passes through L
 
@@ -45,10 +46,10 @@ def read_lexicon(path: str | Path) -> tuple[Pronunciation, ...]:
                 probability = math.nan
             if not 0 < probability <= 1:
                 raise KaldiFileError(
-                    f"{path}, line {number}: '{parts[1]}' is no probability: write word, number, phones"
+                    f"{path}, line {number}: '{short(parts[1])}' is no probability: write word, number, phones"
                 )
         if not rest:
-            raise KaldiFileError(f"{path}, line {number}: '{word}' has no phones: write word, then its phones")
+            raise KaldiFileError(f"{path}, line {number}: '{short(word)}' has no phones: write word, then its phones")
         found[Pronunciation(word, tuple(rest), probability)] = None
     if not found:
         raise KaldiFileError(f"{path}: no pronunciation in it: one word and its phones a line")
