@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from quantasr.errors import ArtifactError
 from quantasr.speech.ctc import GREEDY
 from quantasr.speech.decoding import CtcDecoder
-from quantasr.speech.frontend import Frontend, frontend_from_dict
+from quantasr.speech.frontend import Frontend, frontend_from_dict, noise
 from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.tokenizer import CtcTokenizer
 from quantasr.version import __version__
@@ -129,7 +129,7 @@ class Artifact:
         """Rows of features in half a second; 1 where the graph does not take padding. See :class:`EngineOptions`."""
         if not self.padded_batches:
             return 1
-        return max(1, len(self.frontend(np.zeros(max(self.min_samples, self.frontend.sample_rate // 2), np.float32))))
+        return max(1, len(self.frontend(noise(self.frontend, max(self.min_samples, self.frontend.sample_rate // 2)))))
 
     def decoding_files(self) -> DecodingFiles | None:
         """The decoding graph of a lattice decoder; None where the model came without one."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from quantasr.artifact_parts import Waves
@@ -29,6 +28,7 @@ from quantasr.recipes import Recipe
 from quantasr.recipes.recipe import QConfig, Rule
 from quantasr.runtime import LoadedArtifact
 from quantasr.sources import AsrModel, load_model
+from quantasr.speech.frontend import noise
 from quantasr.speech.manifest import check_disjoint
 from quantasr.speech.scoring import Unit
 from quantasr.speech.transcript import Transcriber
@@ -88,9 +88,9 @@ def bit_widths(
     size = sum(tensor.nbytes for tensor in (*model.module.parameters(), *model.module.buffers()))
     prepared = prepare(model, _everything(model, chosen, static=bool(calibrating)))
     try:
-        noise = np.random.default_rng(0).normal(0, 0.1, max(model.min_samples, model.sample_rate)).astype(np.float32)
+        wave = noise(model.frontend, max(model.min_samples, model.sample_rate))
         # Without calibration, which layers are called is to be seen all the same.
-        calibrate(prepared, Waves(calibrating, model.sample_rate) if calibrating else [noise], progress=progress)
+        calibrate(prepared, Waves(calibrating, model.sample_rate) if calibrating else [wave], progress=progress)
         if not prepared.weights:
             raise RecipeError(f"{model.name}: no layer of it can be quantized here")
         rows, unmet = [], set[str]()

@@ -23,6 +23,7 @@ from quantasr.quantize.prepare import check_fits
 from quantasr.quantize.restore import unchanged_on_error
 from quantasr.recipes import Recipe
 from quantasr.sources import AsrModel, adopt_model
+from quantasr.speech.frontend import noise
 from quantasr.speech.transcript import Waveform
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def quantize_in_place(
             raise CalibrationError(f"recipe {chosen.name!r} has static layers: give some speech as calibration")
         if not len(waves):
             # Nothing is to be measured, but which layers are called is to be seen.
-            waves = [np.random.default_rng(0).normal(0, 0.1, 2 * model.sample_rate).astype(np.float32)]
+            waves = [noise(model.frontend, 2 * model.sample_rate)]
         speech = list(islice(waves, _COMPARED))
         with unchanged_on_error(model.module, model.graph):
             found = convert_native(model, waves, speech, chosen, options, progress=progress, say=say)

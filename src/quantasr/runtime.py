@@ -17,6 +17,7 @@ from quantasr.engines.selection import fastest
 from quantasr.errors import EngineError, RecipeError
 from quantasr.speech.attention import AttentionTranscriber
 from quantasr.speech.ctc import CtcTranscriber
+from quantasr.speech.frontend import noise
 from quantasr.speech.lattice.transcriber import LatticeTranscriber
 from quantasr.speech.transcript import Waveform
 
@@ -185,6 +186,6 @@ def _repack(artifact: Artifact, engine: Engine, weights: Path) -> None:
     Without this the first recording would need both copies and its own activations at the same time: 396 instead of
     340 MB for wav2vec2-base.
     """
-    features = artifact.frontend(np.zeros(artifact.min_samples, np.float32))
+    features = artifact.frontend(noise(artifact.frontend, artifact.min_samples))
     engine.run(features[None], np.array([len(features)]))
     release_pages(weights)

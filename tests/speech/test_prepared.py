@@ -13,6 +13,7 @@ from quantasr.kaldi.archive import archive_writer
 from quantasr.kaldi.nnet3.model import read_model
 from quantasr.sources.kaldi.build import build_network
 from quantasr.speech.frames import check_waves
+from quantasr.speech.frontend import noise
 from quantasr.speech.frontend.kaldi import KaldiFrontend
 from quantasr.speech.frontend.kaldi_features import KaldiFeatures
 from quantasr.speech.lattice.transcriber import LatticeTranscriber
@@ -114,6 +115,12 @@ def test_ivectors_beside_sound(tmp_path):
     np.testing.assert_array_equal(found[:, 6:], np.broadcast_to(INPUTS["ivector"], (len(found), 5)))
     with pytest.raises(AudioError, match="which only Kaldi models read"):
         check_waves([wave])
+
+
+def test_noise_has_ivectors():
+    """What traces, warms up and times a model must be something that it takes."""
+    assert frontend()(noise(frontend(), 4000)).shape[1] == 11
+    assert type(noise(frontend(), 4000)[:100]) is PreparedWave and noise(frontend(), 4000).ivectors.shape == (5,)
 
 
 def test_what_does_not_fit_is_said(folder):

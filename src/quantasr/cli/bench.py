@@ -38,12 +38,12 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Time everything, and show one table."""
-    import numpy as np
 
     from quantasr.artifact import Artifact
     from quantasr.measure.bench import bench
     from quantasr.measure.report import bench_table
     from quantasr.speech.audio import load_audio
+    from quantasr.speech.frontend import noise
     from quantasr.speech.manifest import read_manifest, require_texts
 
     artifacts = [Artifact.load(folder) for folder in arguments.artifacts]
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.audio is not None:
         wave = load_audio(arguments.audio, rate)[: round(arguments.seconds * rate)]
     else:
-        wave = np.random.default_rng(0).normal(0, 0.1, round(arguments.seconds * rate)).astype(np.float32)
+        wave = noise(artifacts[0].frontend, round(arguments.seconds * rate))
     utterances = read_manifest(arguments.manifest, trust=arguments.trust) if arguments.manifest else []
     utterances = utterances[: arguments.limit]
     require_texts(utterances)

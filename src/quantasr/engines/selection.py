@@ -21,6 +21,7 @@ from quantasr.artifact import Artifact, write_atomically
 from quantasr.engines import ENGINES, load_engine
 from quantasr.engines.engine import Engine, EngineOptions
 from quantasr.errors import EngineError
+from quantasr.speech.frontend import noise
 
 _SECONDS = (1.7, 3.1, 6.3)
 """Lengths of the recordings of one round. Each is run twice: recordings come in ever new lengths, windows of long ones
@@ -114,8 +115,8 @@ def _load_all(artifact: Artifact, options: EngineOptions) -> dict[System, Engine
 
 def _noise(artifact: Artifact, seconds: float) -> NDArray[np.float32]:
     """Features of noise, ``[1, time(, bins)]``."""
-    size = round(seconds * artifact.frontend.sample_rate)
-    return artifact.frontend(np.random.default_rng(0).normal(0, 0.1, size).astype(np.float32))[None]
+    front = artifact.frontend
+    return front(noise(front, round(seconds * front.sample_rate)))[None]
 
 
 def _run(engine: Engine, features: NDArray[np.float32]) -> float:

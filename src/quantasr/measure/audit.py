@@ -11,6 +11,7 @@ import numpy as np
 
 from quantasr.artifact import Artifact
 from quantasr.engines.engine import Engine, ExecutedOp
+from quantasr.speech.frontend import noise
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ def audit(artifact: Artifact, engine: Engine, *, seconds: float = 10.0) -> Audit
     Raises :class:`quantasr.errors.EngineError` when the engine cannot run the graph.
     """
     size = max(artifact.min_samples, round(seconds * artifact.frontend.sample_rate))
-    noise = np.random.default_rng(0).normal(0, 0.1, size)
-    features = artifact.frontend(noise.astype(np.float32))[None]
+    features = artifact.frontend(noise(artifact.frontend, size))[None]
     ops = engine.executed(features, np.array([features.shape[1]]))
     reason = "" if artifact.recipe.get("attention_products") else "attention_products = false"
     layers = join(artifact.layers(), ops, reason)

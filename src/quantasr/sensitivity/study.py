@@ -15,6 +15,7 @@ from quantasr.quantize import Prepared, calibrate, convert, prepare
 from quantasr.quantize.layers import KINDS, find_layers
 from quantasr.recipes.recipe import NEVER_STATIC, QConfig, Recipe, Rule
 from quantasr.sources.asr_model import AsrModel
+from quantasr.speech.frontend import noise
 from quantasr.speech.transcript import Waveform
 
 
@@ -137,7 +138,4 @@ def _kind(prepared: Prepared, path: str) -> str:
 
 def _noise(model: AsrModel) -> Waveform:
     """A second of noise, to see what each layer is called with."""
-    import numpy as np
-
-    size = max(model.min_samples, model.sample_rate)
-    return np.random.default_rng(0).normal(0, 0.1, size).astype(np.float32)
+    return noise(model.frontend, max(model.min_samples, model.sample_rate))

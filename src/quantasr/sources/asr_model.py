@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from quantasr.speech.ctc import GREEDY, CtcTranscriber
 from quantasr.speech.decoding import CtcDecoder
 from quantasr.speech.frames import AcousticModel, FrameTranscriber
-from quantasr.speech.frontend import Frontend, collate
+from quantasr.speech.frontend import Frontend, collate, noise
 from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.lattice.transcriber import LatticeTranscriber
 from quantasr.speech.tokenizer import CtcTokenizer
@@ -93,9 +93,8 @@ class AsrModel(ABC):
 
     def probe(self, seconds: float = 1.0, batch: int = 1) -> tuple[Tensor, ...]:
         """Arguments of ``graph`` made of noise, to trace it or to find out which layers it calls."""
-        rng = np.random.default_rng(0)
         samples = max(self.min_samples, round(seconds * self.sample_rate))
-        return self.inputs([rng.normal(0, 0.1, samples).astype(np.float32) for _ in range(batch)])
+        return self.inputs([noise(self.frontend, samples, seed) for seed in range(batch)])
 
 
 @dataclass

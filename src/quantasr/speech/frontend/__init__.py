@@ -15,6 +15,7 @@ from quantasr.speech.frontend.log_mel import LogMelFrontend
 from quantasr.speech.frontend.mel_db import MelDecibelFrontend
 from quantasr.speech.frontend.protocol import Frontend, collate
 from quantasr.speech.frontend.wave import WaveFrontend
+from quantasr.speech.prepared import PreparedWave
 
 FRONTENDS: dict[
     str,
@@ -44,6 +45,15 @@ def frontend_from_dict(row: Mapping[str, Any], arrays: Mapping[str, NDArray[np.g
         raise ArtifactError(f"frontend {kind!r}: {error}; was the artifact written by a newer version?") from error
 
 
+def noise(frontend: Frontend, samples: int, seed: int = 0) -> NDArray[np.float32]:
+    """A wave of noise that ``frontend`` takes, to trace, time or look at a model with."""
+    random = np.random.default_rng(seed)
+    wave = random.normal(0, 0.1, samples).astype(np.float32)
+    if isinstance(frontend, KaldiFrontend) and frontend.ivector_mode == "given":
+        return PreparedWave.of(wave, ivectors=random.normal(0, 0.1, frontend.ivector_dim).astype(np.float32))
+    return wave
+
+
 __all__ = [
     "FRONTENDS",
     "FbankFrontend",
@@ -54,4 +64,5 @@ __all__ = [
     "WaveFrontend",
     "collate",
     "frontend_from_dict",
+    "noise",
 ]
