@@ -19,9 +19,12 @@ import argparse
 import gc
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from compare import Figure, peer_systems, report
@@ -34,12 +37,18 @@ from quantasr.cli.output import say
 from quantasr.engines import EngineOptions, load_engine
 from quantasr.engines.selection import candidates
 from quantasr.export import export_float, save_graph
-from quantasr.measure.latency import Timing, ratio, time_calls
+from quantasr.kaldi.ivector_online import OnlineIvectors
+from quantasr.measure.latency import PAUSE_SECONDS, Timing, ratio, time_calls
 from quantasr.pipeline import quantize
 from quantasr.progress import track
-from quantasr.runtime import load, recogniser
+from quantasr.runtime import EngineAcousticModel, load, recogniser
 from quantasr.sources import load_model
+from quantasr.sources.asr_model import TorchAcousticModel
 from quantasr.speech.audio import load_audio
+from quantasr.speech.frontend.kaldi import KaldiFrontend
+from quantasr.speech.frontend.kaldi_features import KaldiFeatures
+from quantasr.speech.lattice.decoder import Search
+from quantasr.speech.lattice.online import SilenceWeights
 from quantasr.speech.lattice.transcriber import LatticeTranscriber
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.transcript import Waveform
@@ -95,66 +104,71 @@ def _time(systems: dict[str, Any], wave: Waveform, rounds: int) -> dict[str, Tim
     return time_calls(calls, len(wave) / RATE, rounds=rounds, warm_up=5, progress=True)
 
 
-class Stages:
-    """Seconds of each stage of a recogniser, recording by recording."""
+STAGES = {
+    "features": [(KaldiFeatures, "__call__"), (KaldiFrontend, "rows")],
+    "i-vectors": [
+        (OnlineIvectors, "__init__"),
+        (OnlineIvectors, "add"),
+        (OnlineIvectors, "ivector"),
+        (SilenceWeights, "at"),
+    ],
+    "network": [(TorchAcousticModel, "__call__"), (EngineAcousticModel, "__call__")],
+    "decoding": [(Search, "__init__"), (Search, "advance"), (Search, "finish"), (LatticeTranscriber, "_joined")],
+}
+"""What is timed as which stage; none of these calls another."""
 
-    def __init__(self, system: LatticeTranscriber) -> None:
-        self.system = system
-        self.seconds: dict[str, list[float]] = {}
 
-    def __call__(self, wave: Waveform) -> str:
-        """Transcribe by hand, stage by stage, as ``transcribe`` does."""
-        front: Any = self.system.frontend
-        features = self._timed("features", lambda: front.features(wave))
-        ivectors = self._timed("i-vectors", lambda: front.ivectors(features, samples=len(wave)))
-        rows = self._timed("features", lambda: front._assembled(features, ivectors), more=True)
-        scores, _ = self._timed("network", lambda: self.system.acoustic(rows[None], np.array([len(rows)])))
-        lattice = self._timed("decoding", lambda: self.system.decoder(scores[0]))
-        return self._timed("decoding", lambda: self.system._joined([lattice], [len(wave)]).text, more=True)
+@contextmanager
+def stages_timed() -> Iterator[dict[str, float]]:
+    """Seconds of each stage of whatever transcribes within."""
+    seconds = dict.fromkeys(STAGES, 0.0)
 
-    def _timed(self, stage: str, call: Callable[[], Any], more: bool = False) -> Any:
-        begin = time.perf_counter()
-        found = call()
-        taken = time.perf_counter() - begin
-        times = self.seconds.setdefault(stage, [])
-        if more:
-            times[-1] += taken
-        else:
-            times.append(taken)
-        return found
+    def timed(stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return call(*arguments, **options)
+            finally:
+                seconds[stage] += time.perf_counter() - begin
+
+        return run
+
+    with ExitStack() as stack:
+        for stage, calls in STAGES.items():
+            for kind, name in calls:
+                stack.enter_context(patch.object(kind, name, timed(stage, getattr(kind, name))))
+        yield seconds
 
 
 def pipeline(systems: dict[str, LatticeTranscriber], vosk: Vosk, paths: list[Path], turns: int) -> None:
     """Every system on every recording, in turns."""
     waves = {path: load_audio(path, RATE) for path in paths}
-    staged = {name: Stages(system) for name, system in systems.items()}
     for path in paths[:3]:  # numba compiles, engines make kernels
         vosk(path)
-        for stages in staged.values():
-            assert stages(waves[path]) == stages.system.transcribe([waves[path]])[0].text
-    for stages in staged.values():
-        stages.seconds.clear()
+        for system in systems.values():
+            system.transcribe([waves[path]])
     seconds: dict[str, list[float]] = {name: [] for name in ("vosk", *systems)}
+    stages: dict[str, Counter[str]] = {name: Counter() for name in systems}
     order = list(seconds)
     for turn, path in enumerate(track(paths * turns, "pipeline", total=len(paths) * turns, show=True)):
         first = turn % len(order)
         for name in order[first:] + order[:first]:
+            time.sleep(PAUSE_SECONDS)
             if name == "vosk":
                 seconds[name].append(vosk(path)[1])
-            else:
+                continue
+            with stages_timed() as found:
                 begin = time.perf_counter()
-                staged[name](waves[path])
+                systems[name].transcribe([waves[path]])
                 seconds[name].append(time.perf_counter() - begin)
+            stages[name].update(found)
     audio = turns * sum(len(wave) for wave in waves.values()) / RATE
     base = Timing("vosk", audio, tuple(seconds["vosk"]))
-    stages_named = ("features", "i-vectors", "network", "decoding")
-    table = Table(
-        "system", "RTF", *stages_named, "time ÷ vosk [quartiles]", title="Wave to text, one thread each (RTF)"
-    )
-    for name, found in seconds.items():
-        parts = ["" if name == "vosk" else f"{sum(staged[name].seconds[s]) / audio:.4f}" for s in stages_named]
-        against = str(ratio(Timing(name, audio, tuple(found)), base)).replace("[", r"\[")
-        table.add_row(name, f"{sum(found) / audio:.4f}", *parts, against)
+    table = Table("system", "RTF", *STAGES, "time ÷ vosk [quartiles]", title="Wave to text, one thread each (RTF)")
+    for name, taken in seconds.items():
+        parts = [f"{stages[name][stage] / audio:.4f}" if name in stages else "" for stage in STAGES]
+        against = str(ratio(Timing(name, audio, tuple(taken)), base)).replace("[", r"\[")
+        table.add_row(name, f"{sum(taken) / audio:.4f}", *parts, against)
     Console(width=150).print(table)
 
 
