@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quantasr.cli import main
-from quantasr.kaldi.archive import Archive
+from quantasr.kaldi.archive import Archive, archive_writer
 from quantasr.sample import calibration, evaluation, model
+from quantasr.speech.frontend.kaldi_features import KaldiFeatures
+from quantasr.speech.manifest import read_manifest
 
 DIGITS = str(Path(__file__).parents[1] / "data" / "kaldi" / "digits")
 
@@ -32,6 +35,21 @@ def test_loglikes(capsys, tmp_path):
     archive = Archive(f"scp:{tmp_path}/x.scp")
     assert len(archive) == 2 and all(matrix.shape[1] == 52 for matrix in archive.values())
     assert "2 recordings" in capsys.readouterr().out
+
+
+def test_loglikes_of_features(tmp_path):
+    """From feats.scp as from the sound; i-vectors that the model does not read are refused."""
+    utterance = read_manifest(evaluation())[0]
+    mfcc = KaldiFeatures.from_conf(Path(DIGITS) / "conf" / "mfcc.conf", "mfcc")
+    with archive_writer(tmp_path / "feats.ark", tmp_path / "feats.scp") as put:
+        put(utterance.id, mfcc(utterance.load(8000)))
+    said = ["--limit", "1", "--out"]
+    assert main(["loglikes", DIGITS, "--manifest", str(evaluation()), *said, f"ark:{tmp_path}/sound.ark"]) == 0
+    assert main(["loglikes", DIGITS, "--manifest", str(tmp_path), *said, f"ark:{tmp_path}/features.ark"]) == 0
+    sound, features = (Archive(tmp_path / f"{name}.ark")[utterance.id] for name in ("sound", "features"))
+    np.testing.assert_allclose(features, sound, atol=1e-5)
+    command = ["loglikes", DIGITS, "--manifest", str(tmp_path), "--ivectors", f"scp:{tmp_path}/feats.scp"]
+    assert main([*command, *said, f"ark:{tmp_path}/x.ark"]) == 1
 
 
 @pytest.mark.parametrize(

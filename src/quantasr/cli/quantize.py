@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from quantasr.cli.options import add_command, add_trust, count
+from quantasr.cli.options import add_command, add_ivectors, add_trust, count, read_speech
 from quantasr.cli.output import say, show, write_json
 from quantasr.engines import TORCH, TORCH_BACKENDS
 from quantasr.errors import CalibrationError, RecipeError
@@ -53,6 +53,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("--evaluation", metavar="MANIFEST", help="refuse to calibrate on any of this speech")
     command.add_argument("--limit", type=count, metavar="N", help="calibrate on the first N utterances (128)")
     command.add_argument("--overwrite", action="store_true", help="replace an artifact that is there")
+    add_ivectors(command)
     add_trust(command)
     return command
 
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     artifact = quantasr.quantize(
         arguments.model,
         arguments.output,
-        calibration=arguments.calibration,
+        calibration=read_speech(arguments.calibration, arguments, format="auto"),
         recipe=arguments.recipe or "default",
         engine=arguments.engine,
         compute=arguments.compute,
