@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import onnx
 import torch
+from torch import nn
 
 from quantasr.errors import ArtifactError
 from quantasr.export.hoist import hoist
@@ -88,7 +90,7 @@ def _trace(model: AsrModel, custom: dict[str, int] | None = None) -> onnx.ModelP
         "logprobs": {0: "batch", 1: "frames"},
         "frame_counts": {0: "batch"},
     }
-    with tempfile.TemporaryDirectory() as folder, _quiet_exporter():
+    with tempfile.TemporaryDirectory() as folder, _quiet_exporter(), whole_scopes(model.graph):
         path = Path(folder) / "trace.onnx"
         with evaluating(model.module), torch.inference_mode(False), torch.no_grad():
             try:
@@ -110,6 +112,49 @@ def _trace(model: AsrModel, custom: dict[str, int] | None = None) -> onnx.ModelP
                     f"{reason}"
                 ) from error
         return onnx.load(str(path))
+
+
+@contextmanager
+def whole_scopes(graph: nn.Module) -> Iterator[None]:
+    """Let the nodes of a trace carry the whole path of the module that they are in.
+
+    The exporter names each module that is called by the last part of its path, so the parts of modules that are never
+    called, and only hold others, would be lost.
+    """
+    active: list[tuple[str, bool]] = [("", False)]
+
+    def enter(path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            state, held = torch._C._get_tracing_state(), _held(path, active[-1][0])
+            active.append((path, state is not None and bool(held)))
+            if active[-1][1]:
+                state.push_scope(torch._C._jit_onnx_create_full_scope_name("torch.nn.Module", held))
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        if active.pop()[1]:
+            torch._C._get_tracing_state().pop_scope()
+
+    handles = []
+    for path, part in graph.named_modules():
+        handles.append(part.register_forward_pre_hook(enter(path)))
+        handles.append(part.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _held(path: str, above: str) -> str:
+    """The part of ``path`` between the module ``above`` and the name that the exporter gives."""
+    if above and not path.startswith(f"{above}."):
+        return ""  # reached some other way
+    parts = path[len(above) :].strip(".").split(".")
+    while len(parts) > 1 and parts[-1].isnumeric():  # the exporter's name goes on to the first part that is no number
+        parts.pop()
+    return ".".join(parts[:-1])
 
 
 @contextmanager
