@@ -16,11 +16,20 @@ Waveform: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Word:
-    """One word with its place in the recording, in seconds from its start."""
+    """One word with its place in the recording, in seconds from its start.
+
+    ``confidence``: how probable it is there, 0 to 1, where the decoder tells.
+    """
 
     text: str
     start: float
     end: float
+    confidence: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; times rounded to the millisecond."""
+        row: dict[str, Any] = {"text": self.text, "start": round(self.start, 3), "end": round(self.end, 3)}
+        return row if self.confidence is None else {**row, "confidence": round(self.confidence, 4)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Transcript:
         """A JSON-ready dictionary; times rounded to the millisecond."""
         row = asdict(self)
         row["duration"] = round(self.duration, 3)
-        row["words"] = [{"text": w.text, "start": round(w.start, 3), "end": round(w.end, 3)} for w in self.words]
+        row["words"] = [word.to_dict() for word in self.words]
         row["score"] = None if self.score is None else round(self.score, 4)
         return row
 

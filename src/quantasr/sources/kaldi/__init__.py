@@ -25,6 +25,7 @@ from quantasr.sources.kaldi.reading import IVECTOR
 from quantasr.sources.kaldi.skeleton import files_of, read_skeleton
 from quantasr.speech.frontend.kaldi import KaldiFrontend
 from quantasr.speech.frontend.kaldi_features import FBANK, MFCC, KaldiFeatures
+from quantasr.speech.lattice.align import read_boundaries
 from quantasr.speech.lattice.decoder import LatticeOptions
 from quantasr.speech.lattice.files import DecodingFiles, find_graph
 
@@ -42,6 +43,7 @@ _FIRST_VOSK = {"max_active": 7000, "beam": 13.0, "lattice_beam": 6.0, "acoustic_
 _RECIPE = {"max_active": 7000, "beam": 15.0, "lattice_beam": 8.0}
 """What Kaldi's decoding scripts take."""
 _VOSK_SILENCE = 1e-3
+_VOSK_LM_SCALE = 0.9
 _SILENCE_PHONES = "endpoint.silence-phones"
 _VOSK_SUBSAMPLING = 3
 
@@ -201,7 +203,7 @@ def _decoding(folder: KaldiFolder, model: AcousticModel, subsampling: int) -> De
         )
     chain = subsampling > 1 and not len(model.priors)
     if folder.vosk:
-        start = LatticeOptions.from_dict({} if folder.options else _FIRST_VOSK)
+        start = LatticeOptions.from_dict({**({} if folder.options else _FIRST_VOSK), "lm_scale": _VOSK_LM_SCALE})
     else:
         start = LatticeOptions.from_dict({**_RECIPE, "acoustic_scale": 1.0 if chain else 0.1})
     own = {_OPTIONS[name]: option for name, option in folder.options.items() if name in _OPTIONS}
@@ -215,6 +217,7 @@ def _decoding(folder: KaldiFolder, model: AcousticModel, subsampling: int) -> De
         model.transitions.pdf_of_tid,
         options,
         silent=_silent(folder, model.transitions),
+        boundaries=None if folder.word_boundary is None else read_boundaries(folder.word_boundary, model.transitions),
     )
 
 

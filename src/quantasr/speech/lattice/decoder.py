@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 ANY = 2**31 - 1
 """No limit to the number of active tokens."""
+TEXTS = ("mbr", "best_path")
 
 
 @dataclass(frozen=True)
 class LatticeOptions:
     """Options of Kaldi's lattice decoders, with Kaldi's names and values (``LatticeFasterDecoderConfig``).
 
-    Costs of ``beam`` and ``lattice_beam`` are of log-likelihoods times ``acoustic_scale``. Raises ValueError.
+    Costs of ``beam`` and ``lattice_beam`` are of log-likelihoods times ``acoustic_scale``. ``text`` is read off the
+    lattice as ``mbr``, minimum Bayes risk with confidences, or as its ``best_path``, with costs of the graph times
+    ``lm_scale`` (Vosk: mbr, 0.9). Raises ValueError.
     """
 
     beam: float = 16.0
@@ -37,11 +40,15 @@ class LatticeOptions:
     prune_interval: int = 25
     beam_delta: float = 0.5
     prune_scale: float = 0.1
+    text: str = "mbr"
+    lm_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("beam", "lattice_beam", "acoustic_scale", "beam_delta", "prune_scale"):
+        for name in ("beam", "lattice_beam", "acoustic_scale", "beam_delta", "prune_scale", "lm_scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.text not in TEXTS:
+            raise ValueError(f"text must be one of {', '.join(TEXTS)}, not {self.text!r}")
         if self.prune_scale >= 1:
             raise ValueError(f"prune_scale must be below 1, not {self.prune_scale}")
         if self.prune_interval < 1 or self.max_active < 2 or not 0 <= self.min_active <= self.max_active:

@@ -19,7 +19,7 @@ from quantasr.speech.lattice.decoder import LatticeDecoder, LatticeOptions
 GRAPH_FILES = ("HCLG.fst", "HCLr.fst", "Gr.fst", "words.txt", "disambig_tid.int")
 """What :func:`read_graph` may read of a folder."""
 
-TRANSITIONS, SILENCE = "transitions.npy", "silence.npy"
+TRANSITIONS, SILENCE, BOUNDARIES = "transitions.npy", "silence.npy", "boundaries.npy"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class DecodingFiles:
     ``pdf_of_tid`` ``[transition-ids + 1]``: the column of the log-likelihoods of each transition-id. ``grammar``:
     phrases to take instead of ``Gr.fst``, see :func:`~quantasr.speech.lattice.graph.read_graph`; it is not kept in
     artifacts. ``silent`` ``[transition-ids + 1]``: those of silence, where i-vectors leave out what the search takes
-    for silence (:mod:`quantasr.speech.lattice.online`).
+    for silence (:mod:`quantasr.speech.lattice.online`). ``boundaries`` ``[transition-ids + 1]``: where words begin and
+    end, where that is known (:func:`~quantasr.speech.lattice.align.read_boundaries`).
     """
 
     files: Mapping[str, Path]
@@ -37,6 +38,7 @@ class DecodingFiles:
     options: LatticeOptions = field(default_factory=LatticeOptions)
     grammar: tuple[str, ...] | None = None
     silent: NDArray[np.bool_] | None = field(default=None, compare=False)
+    boundaries: NDArray[np.uint8] | None = field(default=None, compare=False)
 
     @cached_property
     def decoder(self) -> LatticeDecoder:
@@ -63,8 +65,9 @@ class DecodingFiles:
         for name, path in self.files.items():
             shutil.copyfile(path, folder / name)
         np.save(folder / TRANSITIONS, self.pdf_of_tid)
-        if self.silent is not None:
-            np.save(folder / SILENCE, self.silent)
+        for name, values in ((SILENCE, self.silent), (BOUNDARIES, self.boundaries)):
+            if values is not None:
+                np.save(folder / name, values)
 
     @classmethod
     def read(cls, decoding: Mapping[str, Any], folder: Path) -> DecodingFiles:
@@ -74,13 +77,22 @@ class DecodingFiles:
             pdf_of_tid = np.load(folder / TRANSITIONS, allow_pickle=False)
             if not set(names) <= set(GRAPH_FILES) or pdf_of_tid.ndim != 1 or pdf_of_tid.dtype != np.int32:
                 raise ValueError("unknown files or transition-ids")
-            silent = np.load(folder / SILENCE, allow_pickle=False) if (folder / SILENCE).is_file() else None
-            if silent is not None and (silent.shape != pdf_of_tid.shape or silent.dtype != np.bool_):
-                raise ValueError(f"{SILENCE} and {TRANSITIONS} do not go together")
+            silent = _of_transitions(folder / SILENCE, np.bool_, len(pdf_of_tid))
+            boundaries = _of_transitions(folder / BOUNDARIES, np.uint8, len(pdf_of_tid))
             options = LatticeOptions.from_dict(decoding["options"])
-            return cls({n: folder / n for n in names}, pdf_of_tid, options, silent=silent)
+            files = {n: folder / n for n in names}
+            return cls(files, pdf_of_tid, options, silent=silent, boundaries=boundaries)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ArtifactError(f"{folder}: decoding: {error}; was it written by a newer version?") from error
+
+
+def _of_transitions(path: Path, kind: type[np.generic], count: int) -> NDArray[Any] | None:
+    if not path.is_file():
+        return None
+    found: NDArray[Any] = np.load(path, allow_pickle=False)
+    if found.shape != (count,) or found.dtype != kind:
+        raise ValueError(f"{path.name} and {TRANSITIONS} do not go together")
+    return found
 
 
 def find_graph(folder: Path) -> dict[str, Path]:

@@ -12,9 +12,12 @@ from quantasr.errors import AudioError, ModelLoadError, RecipeError
 from quantasr.speech.frames import AcousticModel, FrameTranscriber, check_waves
 from quantasr.speech.frontend import Frontend
 from quantasr.speech.frontend.kaldi import KaldiFrontend
+from quantasr.speech.lattice.align import align_words
 from quantasr.speech.lattice.decoder import LatticeDecoder, LatticeOptions
+from quantasr.speech.lattice.determinize import determinize
 from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.lattice.lattice import Lattice
+from quantasr.speech.lattice.mbr import BayesPath, minimum_bayes_risk
 from quantasr.speech.lattice.online import search_online
 from quantasr.speech.pauses import PauseCutter
 from quantasr.speech.prepared import PreparedWave
@@ -142,21 +145,34 @@ class LatticeTranscriber(FrameTranscriber):
         return [self.decoder(logprobs) for logprobs in self.logprobs(waves)]
 
     def _joined(self, lattices: Sequence[Lattice], sizes: Sequence[int]) -> Transcript:
-        """The best paths of a recording's pieces, one after the other."""
+        """The words of a recording's pieces, one after the other."""
         words: list[Word] = []
         texts, frames, cost, start = [], 0, 0.0, 0
         duration = sum(sizes) / self.sample_rate
         for lattice, size in zip(lattices, sizes, strict=True):
-            best = lattice.best_path()
+            best = self._read(lattice)
             texts.append(lattice.text(best.words))
             frames += lattice.frames
-            cost += best.total
+            cost += lattice.best_path().total
             at = start / self.sample_rate
-            for word, begin, end in zip(best.words, best.begin, best.end, strict=True):
-                times = (min(at + frame * self.frame_seconds, duration) for frame in (begin, end))
-                words.append(Word(lattice.text((word,)), *times))
+            confidences = best.confidences or (None,) * len(best.words)
+            for word, begin, end, share in zip(best.words, best.begin, best.end, confidences, strict=True):
+                first, last = (min(at + frame * self.frame_seconds, duration) for frame in (begin, end))
+                words.append(Word(lattice.text((word,)), first, last, share))
             start += size
         score = -cost / max(1, frames)
         return Transcript(
             " ".join(t for t in texts if t), duration, tuple(words), score if np.isfinite(score) else None
         )
+
+    def _read(self, lattice: Lattice) -> BayesPath:
+        """The words of a lattice as the options say."""
+        options = self.options
+        if options.text == "best_path":
+            best = lattice.best_path(options.lm_scale)
+            return BayesPath(best.words, (), best.begin, best.end, 0.0)
+        compact = determinize(lattice, options.lattice_beam)
+        boundaries = None if self.files is None else self.files.boundaries
+        if boundaries is not None:
+            compact = align_words(compact, boundaries)
+        return minimum_bayes_risk(compact, options.lm_scale)
