@@ -341,9 +341,33 @@ def make_lattice(work):
     (HERE / "best_paths.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
 
+def make_risks(work):
+    """That lattice determinized, and what minimum Bayes risk decoding says of it."""
+    lattice = f"ark:{HERE}/determinized.txt"
+    run("lattice-determinize-pruned", "--beam=4", f"ark:{HERE}/lattice.txt", f"ark,t:{HERE}/determinized.txt", cwd=work)
+    rows = []
+    for lm_scale, acoustic_scale in ((1, 1), (1, 0.5), (0.9, 1), (1, 0.1), (0.3, 0.3), (2, 1)):
+        run("lattice-mbr-decode", "--one-best-times=true", f"--lm-scale={lm_scale}",
+            f"--acoustic-scale={acoustic_scale}", lattice, "ark,t:words", "ark,t:risk", "ark,t:bins", "ark,t:times",
+            cwd=work)  # fmt: skip
+        words, risk, bins, times = (
+            (work / name).read_text().split(None, 1)[1] for name in ("words", "risk", "bins", "times")
+        )
+        shares = [part.strip(" [\n").split() for part in bins.split("]")]
+        words = [int(word) for word in words.split()]
+        # between any two bins of words there is one of no word
+        found = [dict(zip(map(int, shares[2 * i + 1][::2]), map(float, shares[2 * i + 1][1::2]), strict=True))[word]
+                 for i, word in enumerate(words)]  # fmt: skip
+        spans = [[float(part) for part in span.split()] for span in times.split(";")]
+        rows.append({"lm_scale": lm_scale, "acoustic_scale": acoustic_scale, "words": words, "risk": float(risk),
+                     "confidences": found, "times": spans})  # fmt: skip
+    (HERE / "mbr.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+
+
 def main():
     with tempfile.TemporaryDirectory() as work:
         make_lattice(Path(work))
+        make_risks(Path(work))
     rng = np.random.default_rng(5)
     inputs = {
         "feats": rng.normal(size=(FRAMES, 6)).astype(np.float32),
