@@ -1,6 +1,7 @@
 """Features and i-vectors computed elsewhere: Kaldi's data folders with feats.scp, i-vectors from archives."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,20 @@ def test_ivectors_beside_sound(tmp_path):
 def test_noise_has_ivectors():
     """What traces, warms up and times a model must be something that it takes."""
     assert frontend()(noise(frontend(), 4000)).shape[1] == 11
+    without = replace(frontend(), features=KaldiFeatures(type="given", num_ceps=7, sample_rate=RATE))
+    assert without(noise(without, 4000)).shape == (50, 12)
     assert type(noise(frontend(), 4000)[:100]) is PreparedWave and noise(frontend(), 4000).ivectors.shape == (5,)
+
+
+def test_a_model_without_mfcc_conf(folder):
+    """It reads features, and says of sound what is missing; artifacts keep that."""
+    features = KaldiFeatures(type="given", num_ceps=6)
+    front = replace(frontend(), features=features)
+    front = KaldiFrontend.from_dict({k: v for k, v in front.to_dict().items() if k != "kind"}, front.arrays())
+    wave = read_manifest(folder)[0].load(RATE)
+    np.testing.assert_array_equal(front(wave)[:, :6], INPUTS["feats"])
+    with pytest.raises(AudioError, match=r"no mfcc\.conf or fbank\.conf, so it reads no sound"):
+        front(np.zeros(8000, np.float32))
 
 
 def test_what_does_not_fit_is_said(folder):

@@ -24,7 +24,7 @@ from quantasr.sources.kaldi.network import KaldiNetwork
 from quantasr.sources.kaldi.reading import IVECTOR
 from quantasr.sources.kaldi.skeleton import files_of, read_skeleton
 from quantasr.speech.frontend.kaldi import KaldiFrontend
-from quantasr.speech.frontend.kaldi_features import FBANK, MFCC, KaldiFeatures
+from quantasr.speech.frontend.kaldi_features import FBANK, GIVEN, MFCC, KaldiFeatures
 from quantasr.speech.lattice.align import read_boundaries
 from quantasr.speech.lattice.decoder import LatticeOptions
 from quantasr.speech.lattice.files import DecodingFiles, find_graph
@@ -155,11 +155,9 @@ def _subsampling(folder: KaldiFolder) -> int:
 def _frontend(folder: KaldiFolder, model: AcousticModel) -> KaldiFrontend:
     inputs = model.network.inputs
     if folder.features is None:
-        raise ModelLoadError(
-            f"{folder.root}: has no mfcc.conf or fbank.conf, nor conf/ with one, nor do the folders above it: "
-            f"copy that of the training here"
-        )
-    features = KaldiFeatures.from_conf(folder.features, FBANK if "fbank" in folder.features.name else MFCC)
+        features = KaldiFeatures(type=GIVEN, num_ceps=inputs[INPUT])
+    else:
+        features = KaldiFeatures.from_conf(folder.features, FBANK if "fbank" in folder.features.name else MFCC)
     if features.dim != inputs[INPUT]:
         raise ModelLoadError(
             f"{folder.features}: gives {features.dim} features a frame, and {folder.model} reads {inputs[INPUT]}: "
@@ -176,6 +174,11 @@ def _frontend(folder: KaldiFolder, model: AcousticModel) -> KaldiFrontend:
         raise ModelLoadError(
             f"{folder.extractor}: gives i-vectors of {extractor.ivector_dim} values, and {folder.model} reads "
             f"{wanted}: they do not belong together"
+        )
+    if extractor.feature_dim != features.dim:
+        raise ModelLoadError(
+            f"{folder.extractor}: was made for {extractor.feature_dim} features a frame, and {folder.features} gives "
+            f"{features.dim}: they do not belong together"
         )
     quiet = _VOSK_SILENCE if folder.vosk and _SILENCE_PHONES in folder.options else 1.0
     return replace(frontend, ivector_mode="looped", extractor=extractor, silence_weight=quiet)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from quantasr.errors import ArtifactError
 from quantasr.speech.frontend.fbank import FbankFrontend
 from quantasr.speech.frontend.kaldi import KaldiFrontend
+from quantasr.speech.frontend.kaldi_features import GIVEN
 from quantasr.speech.frontend.log_mel import LogMelFrontend
 from quantasr.speech.frontend.mel_db import MelDecibelFrontend
 from quantasr.speech.frontend.protocol import Frontend, collate
@@ -49,9 +50,15 @@ def noise(frontend: Frontend, samples: int, seed: int = 0) -> NDArray[np.float32
     """A wave of noise that ``frontend`` takes, to trace, time or look at a model with."""
     random = np.random.default_rng(seed)
     wave = random.normal(0, 0.1, samples).astype(np.float32)
-    if isinstance(frontend, KaldiFrontend) and frontend.ivector_mode == "given":
-        return PreparedWave.of(wave, ivectors=random.normal(0, 0.1, frontend.ivector_dim).astype(np.float32))
-    return wave
+    if not isinstance(frontend, KaldiFrontend):
+        return wave
+    features = ivectors = None
+    if frontend.features.type == GIVEN:
+        shape = (max(1, samples // frontend.features.shift), frontend.feature_dim)
+        features = random.normal(size=shape).astype(np.float32)
+    if frontend.ivector_mode == "given":
+        ivectors = random.normal(0, 0.1, frontend.ivector_dim).astype(np.float32)
+    return wave if features is None and ivectors is None else PreparedWave.of(wave, features, ivectors)
 
 
 __all__ = [

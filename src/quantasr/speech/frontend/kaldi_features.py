@@ -16,7 +16,7 @@ from quantasr.speech.frontend.fbank import mel_filters
 from quantasr.speech.frontend.protocol import as_wave
 
 WINDOWS = ("povey", "hamming", "hanning", "sine", "blackman", "rectangular")
-MFCC, FBANK = "mfcc", "fbank"
+MFCC, FBANK, GIVEN = "mfcc", "fbank", "given"
 
 # Kaldi's names for fields that are called otherwise here, what only one kind has, and what has no effect on a wave that
 # is one channel at the model's own rate already.
@@ -41,6 +41,8 @@ class KaldiFeatures:
     ``dither`` is noise that Kaldi adds to the samples, 1 (of 32768) unless the file says otherwise. Models that were
     trained with it have never met digital silence, so it is added here too, but from a generator with a fixed seed: one
     wave gives one result. 0 switches it off.
+
+    Of type ``given``, of a model without such a file, ``num_ceps`` features a frame come from elsewhere.
 
     It computes in float64, so it agrees with Kaldi's float32 to within 1e-3, and less in bins without any energy.
     """
@@ -76,7 +78,7 @@ class KaldiFeatures:
     seed: ClassVar[int] = 777
 
     def __post_init__(self) -> None:
-        self._require(self.type in (MFCC, FBANK), f"type {self.type!r} is unknown: {MFCC}, {FBANK}")
+        self._require(self.type in (MFCC, FBANK, GIVEN), f"type {self.type!r} is unknown: {MFCC}, {FBANK}, {GIVEN}")
         self._require(self.sample_rate >= 1, f"sample-frequency is {self.sample_rate:g}; it must be positive")
         self._require(self.window_type in WINDOWS, f"window-type {self.window_type!r} is unknown: {', '.join(WINDOWS)}")
         self._require(self.window_size > 1 and self.shift > 0, "frame-length and frame-shift must be positive")
@@ -120,7 +122,7 @@ class KaldiFeatures:
     @property
     def dim(self) -> int:
         """Columns of the features."""
-        return self.num_ceps if self.type == MFCC else self.num_mel_bins + self.use_energy
+        return self.num_mel_bins + self.use_energy if self.type == FBANK else self.num_ceps
 
     @property
     def window_size(self) -> int:
@@ -158,6 +160,11 @@ class KaldiFeatures:
 
     def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[samples]`` in -1 to 1 -> ``[frames, dim]``; raises AudioError when too short for one frame."""
+        if self.type == GIVEN:
+            raise AudioError(
+                "the model has no mfcc.conf or fbank.conf, so it reads no sound: copy that of the training into its "
+                "folder and load it again, or give it features (feats.scp)"
+            )
         wave = as_wave(wave)
         frames = self.frames_of(wave.size)
         if frames < 1:
