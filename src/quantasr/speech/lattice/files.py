@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.errors import ArtifactError, ModelLoadError
+from quantasr.errors import ArtifactError, KaldiFileError, ModelLoadError
 from quantasr.kaldi.compile.grammar import unknown_words
 from quantasr.speech.lattice.decoder import LatticeDecoder, LatticeOptions
 
@@ -47,7 +47,10 @@ class DecodingFiles:
 
         folder = next(iter(self.files.values())).parent
         graph, words = read_graph(folder, self.grammar)
-        return LatticeDecoder(graph, self.pdf_of_tid, words, self.options)
+        try:
+            return LatticeDecoder(graph, self.pdf_of_tid, words, self.options)
+        except KaldiFileError as error:
+            raise KaldiFileError(f"{folder}: {error}") from None
 
     @cached_property
     def unknown_words(self) -> tuple[str, ...]:

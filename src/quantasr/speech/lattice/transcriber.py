@@ -61,7 +61,7 @@ class LatticeTranscriber(FrameTranscriber):
             batch_size=batch_size,
         )
         if decoder is not None and not isinstance(decoder, DecodingFiles | LatticeDecoder):
-            raise RecipeError(f"{name}: searches a graph of words: --lm and --beam-width are for CTC models")
+            raise RecipeError(f"{name}: searches a graph of words: --greedy, --lm and --beam-width are for CTC models")
         if isinstance(grammar, str):
             raise RecipeError(f"{name}: a grammar is a list of phrases, such as ['{grammar[:40]}']")
         if grammar is not None and decoder is not None:
