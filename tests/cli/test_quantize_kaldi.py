@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_kaldi
 
-from quantasr import sample
+from quantasr import load_model, sample
 from quantasr.kaldi.nnet3 import read_model
 from quantasr.pipeline_kaldi import requantize
 
-DIGITS = Path(__file__).parents[1] / "data" / "kaldi" / "digits"
+DIGITS = tiny_kaldi.DIGITS
 
 
 def test_a_copy_by_bits(tmp_path: Path, quantasr_cli: Any) -> None:
@@ -33,6 +34,22 @@ def test_a_copy_of_a_file_by_recipe(tmp_path: Path, quantasr_cli: Any) -> None:
     assert "float as they were: lda, tdnn1.affine" in ran.out
     old, new = read_model(DIGITS / "final.mdl"), read_model(tmp_path / "new.mdl")
     assert len(new.network.components) == len(old.network.components)
+
+
+def test_a_copy_of_a_vosk_folder(tmp_path: Path, quantasr_cli: Any) -> None:
+    folder = tiny_kaldi.with_ivectors(tmp_path / "vosk")
+    (folder / "am").mkdir()
+    (folder / "final.mdl").rename(folder / "am" / "final.mdl")
+    (folder / "frame_subsampling_factor").unlink()
+    ran = quantasr_cli("quantize", folder, tmp_path / "copy", "--engine", "kaldi", "--bits", "7")
+    assert ran.code == 0 and "per_channel" in ran.out
+    changed = [
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.is_file() and path.read_bytes() != (tmp_path / "copy" / path.relative_to(folder)).read_bytes()
+    ]
+    assert changed == [Path("am/final.mdl")]
+    assert load_model(tmp_path / "copy").frontend == load_model(folder).frontend
 
 
 @pytest.mark.parametrize(
