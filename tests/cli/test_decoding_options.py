@@ -36,7 +36,7 @@ def test_the_models_own_decoder_unless_asked_for_another() -> None:
 def test_a_recording_without_times_is_one_line(
     words: tuple[Word, ...], printed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = argparse.Namespace(json=False, words=True, audio=[Path("a.wav")])
+    arguments = argparse.Namespace(json=False, words=True, confidences=False, audio=[Path("a.wav")])
     _write(arguments, Path("a.wav"), Transcript("one two", 1.5, words), 0.0)
     out, err = capsys.readouterr()
     assert out == printed

@@ -1,4 +1,4 @@
-"""``score-lattices`` and ``loglikes`` on the hybrid model of spoken digits."""
+"""``score-lattices``, ``loglikes`` and ``lattices`` on the hybrid model of spoken digits."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,8 @@ from quantasr.cli import main
 from quantasr.kaldi.archive import Archive, archive_writer
 from quantasr.sample import calibration, evaluation, model
 from quantasr.speech.frontend.kaldi_features import KaldiFeatures
+from quantasr.speech.lattice.archives import read_lattices
+from quantasr.speech.lattice.lattice import Lattice
 from quantasr.speech.manifest import read_manifest
 
 DIGITS = str(Path(__file__).parents[1] / "data" / "kaldi" / "digits")
@@ -37,6 +39,21 @@ def test_loglikes(capsys, tmp_path):
     assert "2 recordings" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form, more", [("ark", []), ("ark,t", ["--raw"])])
+def test_lattices(form, more, capsys, tmp_path):
+    command = ["lattices", DIGITS, "--manifest", str(evaluation()), "--limit", "2", "--out", f"{form}:{tmp_path}/x.ark"]
+    assert main([*command, *more]) == 0
+    assert "2 lattices" in capsys.readouterr().out
+    found = dict(read_lattices(tmp_path / "x.ark"))
+    assert len(found) == 2 and all(isinstance(lattice, Lattice) == bool(more) for lattice in found.values())
+    audio = read_manifest(evaluation())[0].audio
+    assert main(["transcribe", DIGITS, str(audio), "--confidences"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    (first, *_) = found.values()
+    assert len(rows) == len(first.best_path().words)
+    assert all(0.5 < float(row[4]) <= 1 and float(row[1]) < float(row[2]) for row in rows)
+
+
 def test_loglikes_of_features(tmp_path):
     """From feats.scp as from the sound; i-vectors that the model does not read are refused."""
     utterance = read_manifest(evaluation())[0]
@@ -59,6 +76,7 @@ def test_loglikes_of_features(tmp_path):
         (["score-lattices", DIGITS, "--lm-weights", "0"], "weights above 0"),
         (["score-lattices", DIGITS, "--utterances", "no/such/folder/x"], "cannot be written"),
         (["score-lattices", DIGITS, "--latgen", "final.mdl"], "KALDI_ROOT is not set"),
+        (["lattices", str(model()), "--out", "ark:x"], "searches no lattice"),
         (["loglikes", DIGITS, "--out", "ark,scp:x"], "write ark:FILE"),
     ],
 )

@@ -10,9 +10,10 @@ import pytest
 from quantasr.errors import KaldiFileError, ModelLoadError
 from quantasr.kaldi.archive import Archive
 from quantasr.kaldi.nnet3.model import read_model
+from quantasr.speech.lattice.archives import read_lattice
 from quantasr.speech.lattice.decoder import LatticeOptions
 from quantasr.speech.lattice.files import DecodingFiles, find_graph
-from quantasr.speech.lattice.latgen import LatgenDecoder, read_lattice
+from quantasr.speech.lattice.latgen import LatgenDecoder
 
 DATA = Path(__file__).parents[1] / "data" / "kaldi"
 LATTICE = DATA / "golden" / "lattice.txt"
@@ -68,7 +69,8 @@ def test_no_lattice(text):
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("u\n0 1 2\n", "here: line 2: no arc of a lattice: 4 or 5 columns"),
+        ("u\n0 1 2 3 4 5\n", "here: line 2: no arc of a lattice: 4 or 5 columns"),
+        ("u\n0 1 2\n1\n", "here: the lattice is determinized"),
         ("u\n0 1 2 x\n", "line 2: no arc"),
         ("u\n0 1 2 3 1\n", "line 2: no arc"),
         ("u\n0 1 2 -3\n", "line 2: no arc of a lattice: a number below 0"),

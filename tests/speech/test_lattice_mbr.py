@@ -10,10 +10,10 @@ import pytest
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.model import read_model
 from quantasr.speech.lattice.align import align_words, read_boundaries
+from quantasr.speech.lattice.archives import read_lattice
 from quantasr.speech.lattice.compact import CompactLattice
 from quantasr.speech.lattice.decoder import LatticeOptions
 from quantasr.speech.lattice.determinize import determinize
-from quantasr.speech.lattice.latgen import read_lattice
 from quantasr.speech.lattice.lattice import Lattice
 from quantasr.speech.lattice.mbr import minimum_bayes_risk
 

@@ -24,6 +24,7 @@ COMMANDS = (
     "compile-graph",
     "score-lattices",
     "loglikes",
+    "lattices",
     "demo",
 )
 

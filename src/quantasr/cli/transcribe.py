@@ -32,6 +32,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("model", help="artifact folder (no PyTorch needed), or original model")
     command.add_argument("audio", nargs="+", type=Path, metavar="FILE")
     command.add_argument("--words", action="store_true", help="one word a line with its start and end in seconds")
+    command.add_argument("--confidences", action="store_true", help="--words with each word's confidence, 0 to 1")
     command.add_argument("--stats", action="store_true", help="with --json: a last line with load time and peak memory")
     command.add_argument("--chunk", type=float, metavar="SECONDS", help="window for long files (30; attention: 40)")
     add_engine(command)
@@ -84,11 +85,14 @@ def _transcribe(recogniser: Transcriber, path: Path) -> tuple[Transcript, tuple[
 def _write(arguments: argparse.Namespace, path: Path, transcript: Transcript, seconds: float) -> None:
     if arguments.json:
         write_json({"audio": str(path), **transcript.to_dict(), "processing_seconds": round(seconds, 4)})
-    elif arguments.words:
+    elif arguments.words or arguments.confidences:
         if transcript.text and not transcript.words:
             say(f"quantasr: {path}: this model gives words no times: the line is the whole recording")
         whole = Word(transcript.text, 0.0, transcript.duration)
         for word in transcript.words or ([whole] if transcript.text else []):
-            print(f"{path}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}", flush=True)
+            row = f"{path}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}"
+            if arguments.confidences:
+                row += "\t-" if word.confidence is None else f"\t{word.confidence:.3f}"
+            print(row, flush=True)
     else:
         print(transcript.text if len(arguments.audio) == 1 else f"{path}\t{transcript.text}", flush=True)

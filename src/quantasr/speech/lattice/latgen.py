@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.errors import KaldiFileError, ModelLoadError
+from quantasr.errors import ModelLoadError
 from quantasr.kaldi.archive import archive_writer
 from quantasr.kaldi.fst import SymbolTable, read_words
+from quantasr.speech.lattice.archives import read_lattice
 from quantasr.speech.lattice.decoder import ANY, LatticeOptions
 from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.lattice.lattice import Lattice
@@ -82,99 +82,6 @@ def find_program() -> Path:
             f"{program}: is not there or cannot be run: build Kaldi, or let KALDI_ROOT name where it is"
         )
     return program
-
-
-def read_lattice(lines: Iterable[str], where: str, acoustic_scale: float, words: SymbolTable | None) -> Lattice | None:
-    """The first lattice of a text archive that is not determinized; None where there is none.
-
-    A line after the key is an arc (state, next state, transition-id, word, ``graph,acoustic`` costs unless both are
-    0) or a final state (with costs, unless they are 0). Raises KaldiFileError, naming the line.
-    """
-    arcs: list[tuple[int, int, int, int]] = []
-    costs: list[tuple[float, float]] = []
-    finals: dict[int, float] = {}
-    rows = iter(enumerate(lines, 1))
-    if next(rows, None) is None:
-        return None
-    for number, line in rows:
-        parts = line.split()
-        if not parts:
-            break
-        try:
-            if len(parts) <= 2:
-                state, pair = int(parts[0]), _pair(parts[1:])
-                finals[state] = sum(pair)
-            elif len(parts) in (4, 5):
-                source, target, tid, word = (int(part) for part in parts[:4])
-                arcs.append((source, target, tid, word))
-                costs.append(_pair(parts[4:]))
-            else:
-                raise ValueError("4 or 5 columns are those of an arc")
-            if min(int(part) for part in parts[: 4 if len(parts) > 2 else 1]) < 0:
-                raise ValueError("a number below 0")
-        except ValueError as error:
-            raise KaldiFileError(f"{where}: line {number}: no arc of a lattice: {error}") from None
-    if not arcs:
-        return None
-    return _lattice(np.array(arcs, np.int64), np.array(costs, np.float32), finals, where, acoustic_scale, words)
-
-
-def _pair(parts: list[str]) -> tuple[float, float]:
-    if not parts:
-        return 0.0, 0.0
-    graph, acoustic = (float(part) for part in parts[0].split(","))
-    return graph, acoustic
-
-
-def _lattice(
-    arcs: NDArray[np.int64],
-    costs: NDArray[np.float32],
-    finals: dict[int, float],
-    where: str,
-    acoustic_scale: float,
-    words: SymbolTable | None,
-) -> Lattice:
-    """States numbered in topological order (Kahn 1962), arcs sorted by their sources."""
-    following: dict[int, list[int]] = {}
-    waits: dict[int, int] = {}
-    for i, (source, target) in enumerate(arcs[:, :2].tolist()):
-        following.setdefault(source, []).append(i)
-        waits[target] = waits.get(target, 0) + 1
-    start = int(arcs[0, 0])
-    if waits.get(start):
-        raise KaldiFileError(f"{where}: the lattice goes back to its start")
-    frame, ready = {start: 0}, [start]
-    order: dict[int, int] = {}
-    while ready:
-        state = ready.pop()
-        order[state] = len(order)
-        for i in following.get(state, ()):
-            target = int(arcs[i, 1])
-            frame[target] = frame[state] + int(arcs[i, 2] > 0)
-            waits[target] -= 1
-            if not waits[target]:
-                ready.append(target)
-    if len(order) != len({*waits, start}) or not set(finals) <= set(order) or not finals:
-        raise KaldiFileError(f"{where}: the lattice has a loop, or states that no path passes")
-    source, target = (np.array([order[int(s)] for s in arcs[:, k]], np.int32) for k in (0, 1))
-    sort = np.argsort(source, kind="stable")
-    final_cost, frames = np.full(len(order), np.inf, np.float32), np.zeros(len(order), np.int32)
-    for state, at in order.items():
-        frames[at] = frame[state]
-        final_cost[at] = finals.get(state, np.inf)
-    return Lattice(
-        source=source[sort],
-        target=target[sort],
-        transition_id=arcs[sort, 2].astype(np.int32),
-        word=arcs[sort, 3].astype(np.int32),
-        graph_cost=np.ascontiguousarray(costs[sort, 0]),
-        acoustic_cost=np.ascontiguousarray(costs[sort, 1]),
-        final_cost=final_cost,
-        frame=frames,
-        frames=int(frames.max()),
-        acoustic_scale=acoustic_scale,
-        words=words,
-    )
 
 
 def _arguments(options: LatticeOptions) -> list[str]:
