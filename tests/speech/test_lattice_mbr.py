@@ -246,3 +246,10 @@ def test_options():
     for wrong in ({"text": "loud"}, {"lm_scale": 0.0}):
         with pytest.raises(ValueError, match="must be"):
             LatticeOptions(**wrong)
+
+
+def test_paths_of_other_lengths_than_the_frames():
+    """A lattice from anywhere may lie about its frames."""
+    arcs = [(s, s + 1, s + 1, s % 2, 0.1, 0) for s in range(40)]
+    whole = replace(_lattice([*arcs, (0, 40, 1, 9, 0.0, 0)], {40: 0.0}), frames=1)
+    assert {len(path.alignment) for path in determinize(whole, 50.0).n_best(3)} == {1, 40}

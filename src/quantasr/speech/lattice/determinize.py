@@ -49,7 +49,7 @@ def _room(lattice: Lattice, room: int) -> Sets:
     ints, floats = np.int32, np.float64
     return Sets(
         counts=np.zeros(8, np.int64),
-        node=np.empty((room, 3), ints), sum=np.empty(room, np.uint64), power=np.empty(lattice.frames + 2, np.uint64),
+        node=np.empty((room, 3), ints), sum=np.empty(room, np.uint64), power=np.empty(lattice.states + 1, np.uint64),
         element=np.empty((room, 2), ints), element_cost=np.empty((room, 2), floats),
         state=np.empty((slots, 3), ints), forward=np.empty(slots, floats),
         arc=np.empty((slots, 7), ints), arc_cost=np.empty((slots, 2), floats),
