@@ -52,16 +52,16 @@ def test_fixed_statistics_of_features_are_kept(tiny_nemo_file: Callable[[str], P
     _check(load_model(file), _again(load_model(file), tmp_path))
 
 
-@pytest.mark.parametrize("source", ["nemo", "huggingface"])
+@pytest.mark.parametrize("source", ["nemo", "huggingface", "kaldi"])
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
 def test_a_folder_that_does_not_describe_one(source: str, content: str | None, tmp_path: Path) -> None:
     if content is not None:
-        for name in ("nemo.json", "huggingface.json", "config.json"):
+        for name in ("nemo.json", "huggingface.json", "config.json", "kaldi.json"):
             (tmp_path / name).write_text(content, "utf-8")
     with pytest.raises(ModelLoadError, match=rf"^{tmp_path}: "):
         rebuild_model(source, tmp_path)
 
 
 def test_an_unknown_source(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="source 'kaldy' is unknown: choose one of nemo, speechbrain, huggingface"):
+    with pytest.raises(ModelLoadError, match="source 'kaldy' is unknown: choose one of nemo, speechbrain, kaldi"):
         rebuild_model("kaldy", tmp_path)
