@@ -54,7 +54,7 @@ def test_lattices(form, more, capsys, tmp_path):
     assert all(0.5 < float(row[4]) <= 1 and float(row[1]) < float(row[2]) for row in rows)
 
 
-def test_loglikes_of_features(tmp_path):
+def test_loglikes_and_words_of_features(capsys, tmp_path):
     """From feats.scp as from the sound; i-vectors that the model does not read are refused."""
     utterance = read_manifest(evaluation())[0]
     mfcc = KaldiFeatures.from_conf(Path(DIGITS) / "conf" / "mfcc.conf", "mfcc")
@@ -65,6 +65,8 @@ def test_loglikes_of_features(tmp_path):
     assert main(["loglikes", DIGITS, "--manifest", str(tmp_path), *said, f"ark:{tmp_path}/features.ark"]) == 0
     sound, features = (Archive(tmp_path / f"{name}.ark")[utterance.id] for name in ("sound", "features"))
     np.testing.assert_allclose(features, sound, atol=1e-5)
+    assert main(["transcribe", DIGITS, str(tmp_path / "feats.scp")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{utterance.id}\t{utterance.text}"
     command = ["loglikes", DIGITS, "--manifest", str(tmp_path), "--ivectors", f"scp:{tmp_path}/feats.scp"]
     assert main([*command, *said, f"ark:{tmp_path}/x.ark"]) == 1
 
