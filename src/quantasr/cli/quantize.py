@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_kaldi(arguments: argparse.Namespace) -> int:
     """Copy a model of Kaldi's with its weights rounded, and show them."""
-    for option in ("calibration", "evaluation", "limit", "compute", "all_layers", "overwrite"):
+    for option in ("calibration", "evaluation", "limit", "compute", "all_layers", "overwrite", "ivectors"):
         if getattr(arguments, option):
             what = "replaces nothing" if option == "overwrite" else "rounds weights, without any speech"
             raise RecipeError(f"--engine {KALDI} {what}: leave out --{option.replace('_', '-')}")
