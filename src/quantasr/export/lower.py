@@ -32,7 +32,7 @@ def lower(graph: onnx.ModelProto) -> None:
     """Replace every ``quantasr`` node of a traced graph, in place.
 
     An input quantizer becomes QuantizeLinear, DequantizeLinear (with a Clip before, where fewer bits than the
-    storage has are used); a weight becomes an integer initializer and a DequantizeLinear, transposed beforehand
+    storage has are used; one of 9 to 15 bits, which no engine has, rounds in float); a weight becomes an integer initializer and a DequantizeLinear, transposed beforehand
     where the graph would transpose it. Quantizers that read the same tensor with the same scale become one.
 
     What the engines make of it (ONNX Runtime 1.31, OpenVINO 2026.4), as found by reading their executed graphs:
@@ -113,6 +113,12 @@ class _Lowering:
             bounds = self.constant(f"{out}_low", np.array(low)), self.constant(f"{out}_high", np.array(high))
             nodes.append(helper.make_node("Clip", [source, *bounds], [f"{out}_clipped"], f"{out}_Clip"))
             source = f"{out}_clipped"
+        if 8 < qtype.bits < 16:  # no engine has integers for these; those of 16 bits would be dropped, steps and all
+            steps, whole = f"{out}_steps", f"{out}_whole"
+            nodes.append(helper.make_node("Div", [source, names[0]], [steps], f"{out}_Div"))
+            nodes.append(helper.make_node("Round", [steps], [whole], f"{out}_Round"))
+            nodes.append(helper.make_node("Mul", [whole, names[0]], [out], f"{out}_Mul"))
+            return nodes
         nodes.append(helper.make_node("QuantizeLinear", [source, *names], [f"{out}_q"], f"{out}_QuantizeLinear"))
         nodes.append(helper.make_node("DequantizeLinear", [f"{out}_q", *names], [out], f"{out}_DequantizeLinear"))
         return nodes

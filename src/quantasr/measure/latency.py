@@ -13,7 +13,6 @@ import numpy as np
 from quantasr.progress import track
 from quantasr.speech.transcript import Transcriber, Waveform
 
-
 PAUSE_SECONDS = 0.02
 """Between two calls: the threads of the one before may spin for some milliseconds, in the way of the next. Without,
 an engine that takes 6.5 ms took 8.8 behind PyTorch."""
