@@ -32,8 +32,9 @@ def lower(graph: onnx.ModelProto) -> None:
     """Replace every ``quantasr`` node of a traced graph, in place.
 
     An input quantizer becomes QuantizeLinear, DequantizeLinear (with a Clip before, where fewer bits than the
-    storage has are used; one of 9 to 15 bits, which no engine has, rounds in float); a weight becomes an integer initializer and a DequantizeLinear, transposed beforehand
-    where the graph would transpose it. Quantizers that read the same tensor with the same scale become one.
+    storage has are used; one of 9 to 15 bits, which no engine has, rounds in float); a weight becomes an integer
+    initializer and a DequantizeLinear, transposed beforehand where the graph would transpose it. Quantizers that read
+    the same tensor with the same scale become one.
 
     What the engines make of it (ONNX Runtime 1.31, OpenVINO 2026.4), as found by reading their executed graphs:
 
