@@ -140,7 +140,8 @@ def search_weights(
 
     The pair with the fewest errors on ``tuning`` is reported on ``evaluation``; without ``tuning``, it is chosen and
     reported on the same set, which the result says. ``lm_weights`` are by default :data:`RATIOS` of the search's own.
-    ``decode`` searches instead of the recogniser's own decoder. Each recording is searched whole.
+    ``decode`` searches instead of the recogniser's own decoder, in log-likelihoods that know of no search: i-vectors
+    that leave out silence go by loudness then. Each recording is searched whole.
 
     Raises RecipeError for weights that are none, ManifestError where texts are missing or the sets share speech,
     AudioError when no recording can be read.
@@ -162,7 +163,7 @@ def search_weights(
     if tuning is not None:
         check_disjoint(tuning, evaluation, "tuning")
     asked = list(dict.fromkeys([*grid, own]))
-    search = _Search(recogniser, decode or recogniser.decoder, normalizer, progress)
+    search = _Search(recogniser, decode, normalizer, progress)
     heard = search(evaluation, asked, "searching")
     tuned = heard if tuning is None else search(tuning, grid, "choosing weights")
     found = WeightGrid(own, {w: tuned[w].wer if unit == "word" else tuned[w].cer for w in grid})
@@ -174,7 +175,7 @@ def search_weights(
 class _Search:
     """Sets of recordings searched, and what could not be read in any of them."""
 
-    def __init__(self, recogniser: LatticeTranscriber, decode: Decode, normalizer: str, progress: bool) -> None:
+    def __init__(self, recogniser: LatticeTranscriber, decode: Decode | None, normalizer: str, progress: bool) -> None:
         self.recogniser, self.decode, self.normalizer, self.progress = recogniser, decode, normalizer, progress
         self.failures: dict[str, str] = {}
         self.warnings: dict[str, str] = {}
@@ -188,8 +189,10 @@ class _Search:
         transcripts: dict[Weights, list[Transcript]] = {weights: [] for weights in grid}
         for utterance, wave in self._waves(track(utterances, label, total=len(utterances), show=self.progress)):
             begin = time.perf_counter()
-            (logprobs,) = self.recogniser.logprobs([wave])
-            lattice = self.decode(logprobs)
+            if self.decode is None:
+                (lattice,) = self.recogniser.lattices([wave])
+            else:
+                lattice = self.decode(self.recogniser.logprobs([wave])[0])
             seconds += time.perf_counter() - begin
             used.append(utterance)
             for weights in grid:
