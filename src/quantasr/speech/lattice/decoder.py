@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,7 @@ from quantasr.errors import KaldiFileError
 from quantasr.kaldi.fst import SymbolTable
 from quantasr.speech.lattice.graph import DecodingGraph
 from quantasr.speech.lattice.lattice import Lattice
-
-if TYPE_CHECKING:
-    from quantasr.speech.lattice.search import Work
+from quantasr.speech.lattice.work import DONE, FRAMES, NO_TOKENS, STATE, TABLE_FULL, TOKENS, Work
 
 ANY = 2**31 - 1
 """No limit to the number of active tokens."""
@@ -126,7 +124,7 @@ class Search:
 
     def advance(self, logprobs: NDArray[np.float32]) -> None:
         """Search the next frames: log-likelihoods [frames, pdfs], unscaled."""
-        from quantasr.speech.lattice.search import DONE, FRAMES, NO_TOKENS, advance
+        from quantasr.speech.lattice.search import advance
 
         scores = np.ascontiguousarray(logprobs, np.float32)
         if scores.ndim != 2 or scores.shape[1] < self.decoder.pdfs:
@@ -148,8 +146,6 @@ class Search:
     @property
     def frames(self) -> int:
         """Frames that were searched."""
-        from quantasr.speech.lattice.search import FRAMES
-
         return int(self.work.counts[FRAMES])
 
     def trace_back(self, tids: NDArray[np.int32], states: NDArray[np.int32]) -> None:
@@ -163,7 +159,7 @@ class Search:
 
     def finish(self) -> Lattice:
         """The lattice of what was searched."""
-        from quantasr.speech.lattice.search import FRAMES, TOKENS, finish, lattice_arrays
+        from quantasr.speech.lattice.pruning import finish, lattice_arrays
 
         work, graph = self.work, self.graph
         frames = int(work.counts[FRAMES])
@@ -203,8 +199,6 @@ class Search:
         self.work = self.decoder._work = self.work._replace(**arrays)
 
     def _make_room(self, status: int) -> None:
-        from quantasr.speech.lattice.search import FRAMES, STATE, TABLE_FULL
-
         work = self.work
         if status == TABLE_FULL:
             frame = int(work.counts[FRAMES])
@@ -230,8 +224,6 @@ def _longer(array: NDArray[Any], size: int) -> NDArray[Any]:
 
 
 def _new_work(options: LatticeOptions, tokens: int, frames: int) -> Work:
-    from quantasr.speech.lattice.search import Work
-
     beams = (options.beam, options.lattice_beam, options.beam_delta, options.lattice_beam * options.prune_scale)
     return Work(
         counts=np.zeros(6, np.int64),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from quantasr.speech.lattice.search import ACOUSTIC, FRAMES, GRAPH, INSIDE, OUTWARD, STATE, TARGET, TID
+from quantasr.speech.lattice.work import ACOUSTIC, FRAMES, GRAPH, INSIDE, OUTWARD, STATE, TARGET, TID
 
 
 @njit(cache=True)
