@@ -33,6 +33,7 @@ def main() -> None:
     options.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4], help="widths (8 6 4)")
     chosen = options.parse_args()
     need()
+    from quantasr.cli.output import say
     from quantasr.kaldi.nnet3 import read_model, write_model
     from quantasr.pipeline_kaldi import requantize
     from quantasr.speech.scoring import score
@@ -52,6 +53,7 @@ def main() -> None:
             if found == expected:
                 differ += ", times and confidences too are identical"
             table.add_row(*columns, f"{same:.1%}", differ, error)
+            say(f"{' '.join(columns)}: {same:.1%} the same, {differ}")
 
         plain = Path(scratch) / "plain"
         shutil.copytree(original, plain)
