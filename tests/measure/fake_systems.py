@@ -16,6 +16,9 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
 
 class Parrot:
     """Says for each wave what ``say`` finds in its first sample, and takes ``seconds`` a wave."""
