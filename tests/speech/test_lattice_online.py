@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantasr.errors import ModelLoadError
 from quantasr.kaldi.fst import read_fst
 from quantasr.kaldi.ivector import load_extractor
 from quantasr.kaldi.nnet3.model import read_model
@@ -161,6 +162,14 @@ def test_silence_changes_the_ivectors(digits):
     speech, silence = heard
     np.testing.assert_array_equal(speech[0], silence[0])  # before anything is decoded, all counts as silence
     assert np.abs(speech[2:] - silence[2:]).max() > 10 * np.abs(silence[2:] - silence[0]).max()
+
+
+def test_a_model_that_gives_nan_is_said_to_be_damaged(digits):
+    acoustic = Acoustic(frontend(silence_weight=0.001))
+    acoustic.matrix[0] = np.nan
+    with pytest.raises(ModelLoadError, match="NaN log-likelihoods"):
+        search_online(wave(0.7), acoustic.front, acoustic, digits, np.zeros(len(TRANSITIONS.pdf_of_tid), bool), 3)
+    assert not digits.graph.lock.locked()
 
 
 def test_transcriber_takes_turns_where_silence_is_known(tmp_path):

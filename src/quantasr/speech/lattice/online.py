@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantasr.errors import ModelLoadError
 from quantasr.kaldi.ivector_online import OnlineIvectors
 from quantasr.speech.frames import AcousticModel
 from quantasr.speech.frontend.kaldi import KaldiFrontend
@@ -33,7 +34,7 @@ def search_online(
     """The lattice of a recording whose i-vectors leave out silence, as Vosk finds it.
 
     ``silent`` [transition-ids + 1]: those of silence. ``subsampling``: frames of features to one of the network's.
-    Raises AudioError where the wave is too short for one frame.
+    Raises AudioError where the wave is too short for one frame, ModelLoadError where the model gives NaN.
     """
     assert frontend.extractor is not None
     features = frontend.features(wave)
@@ -61,6 +62,8 @@ def search_online(
                 rows[chunk_of_row == begin // chunk, frontend.feature_dim :] = estimate
                 part = rows[begin : begin + min(chunk, frames - begin) + context]
                 scores, counts = acoustic(part[None], np.array([len(part)]))
+                if np.isnan(scores[0, : counts[0]]).any():
+                    raise ModelLoadError("the model gives NaN log-likelihoods; its weights or scales are damaged")
                 search.advance(scores[0, : counts[0]])
                 begin += chunk
         return search.finish()
