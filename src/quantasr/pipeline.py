@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.artifact import GRAPH, Artifact, check_target, create
+from quantasr.artifact import GRAPH, Artifact
 from quantasr.artifact_parts import Waves, describe, write_parts
+from quantasr.atomic import check_target, create
 from quantasr.engines import ENGINES, TORCH, EngineOptions, load_engine
 from quantasr.errors import ArtifactError, CalibrationError, EngineError
 from quantasr.export import export_float, export_quantized, save_graph

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantasr.artifact import create
+from quantasr.atomic import create
 from quantasr.errors import ArtifactError, ModelLoadError, RecipeError
 from quantasr.kaldi.nnet3.model import AcousticModel, read_model, write_model
 from quantasr.numerics.qtypes import QType

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantasr.artifact import TENSORS, Artifact, create
+from quantasr.artifact import TENSORS, Artifact
 from quantasr.artifact_parts import Waves, describe, write_parts
+from quantasr.atomic import create
 from quantasr.engines import TORCH, TORCH_BACKENDS
 from quantasr.engines.engine import ExecutedOp
 from quantasr.engines.torch_native.backends import FLOAT, Backend, adapt, find_backend, usable_backends

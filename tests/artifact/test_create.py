@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from quantasr import artifact as module
-from quantasr.artifact import MANIFEST, check_target, create, uninterrupted, write_atomically
+from quantasr import atomic as module
+from quantasr.atomic import MANIFEST, check_target, create, uninterrupted, write_atomically
 from quantasr.errors import ArtifactError
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import quantasr.export.graph as export_graph
 from quantasr import load_model
-from quantasr.artifact import create
+from quantasr.atomic import create
 from quantasr.engines import ENGINES
 from quantasr.export import export_float, export_quantized, save_graph
 from quantasr.quantize import Prepared

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantasr.artifact import GRAPH, MANIFEST, NATIVE
+from quantasr.artifact import GRAPH, NATIVE
+from quantasr.atomic import MANIFEST
 from quantasr.cli.output import say
 from quantasr.engines import ENGINES
 from quantasr.engines.engine import COMPUTE

@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             # Now, and not after an hour of measuring.
             raise error(f"{path}: cannot be written: there is no such folder: make it first")
     import quantasr
-    from quantasr.artifact import write_atomically
+    from quantasr.atomic import write_atomically
     from quantasr.measure.report import sensitivity_table
 
     found = quantasr.sensitivity(

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.artifact import Artifact, write_atomically
+from quantasr.artifact import Artifact
+from quantasr.atomic import write_atomically
 from quantasr.engines import ENGINES, load_engine
 from quantasr.engines.engine import Engine, EngineOptions
 from quantasr.errors import EngineError

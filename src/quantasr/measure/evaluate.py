@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantasr.artifact import write_atomically
+from quantasr.atomic import write_atomically
 from quantasr.errors import AudioError, ManifestError
 from quantasr.measure.faults import advise
 from quantasr.progress import track
