@@ -32,6 +32,10 @@ class AudioError(QuantasrError, ValueError):
     """An audio file or array cannot be used; names the file."""
 
 
+class TrainingError(QuantasrError, ValueError):
+    """Training cannot start or go on: its data, options, run folder or checkpoint do not fit."""
+
+
 class ArtifactError(QuantasrError, ValueError):
     """An artifact folder is incomplete, changed, too new, or failed its parity check."""
 

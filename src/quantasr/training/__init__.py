@@ -1,0 +1,1 @@
+"""Fine-tuning and quantization-aware training (QAT): data, losses, and the loop."""
