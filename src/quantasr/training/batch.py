@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,6 +18,35 @@ class Example:
     id: str
     wave: Waveform
     text: str | None
+
+
+class LazyExample(Protocol):
+    """A recording that is read and augmented only when it is asked for: by the one process whose share it is in."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def seconds(self) -> float:
+        """Its length after augmentation, known without reading it."""
+
+    def load(self) -> Example:
+        """Read and augment it; gives the same each time."""
+
+
+class BatchSource(Protocol):
+    """What gives training its recordings."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many optimizer steps go once over the data."""
+
+    def batches(self, first: int, last: int) -> Iterator[Sequence[LazyExample]]:
+        """All recordings of every optimizer step from ``first`` to ``last - 1``, whatever the number of processes.
+
+        Step ``s`` is the same whichever step is the first: what is in it depends on the seed and ``s`` alone. A step
+        may have fewer recordings than there are processes, but not none.
+        """
 
 
 @dataclass(frozen=True)
