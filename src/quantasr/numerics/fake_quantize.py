@@ -51,7 +51,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType) -> Tens
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType, label: str = "") -> Tensor:
-    """Quantize ``x`` and dequantize it again; ``scale`` and ``zero_point`` are scalars.
+    """Quantize ``x`` and dequantize it again; ``scale`` and ``zero_point`` are scalars, or broadcast against ``x``.
 
     ``label`` is kept in the exported node, to find it again.
     """
@@ -87,10 +87,15 @@ class FakeQuantize(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, symmetric: bool, label: str
     ) -> Tensor:
         qtype = QType(bits, symmetric)
-        shifted = torch.round(x / scale) + zero_point
+        shifted = (x / scale).round_()
+        if not symmetric:
+            shifted += zero_point
         integers = shifted.clamp(qtype.quant_min, qtype.quant_max)
-        ctx.save_for_backward(integers == shifted)
-        return (integers - zero_point) * scale
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(integers == shifted)
+        if not symmetric:
+            integers -= zero_point
+        return integers.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -19,11 +19,11 @@ from quantasr.numerics.fake_quantize import (
     fake_quantize,
     quantize,
     scale_and_zero_point,
-    spread,
 )
 from quantasr.numerics.histogram import Sample
 from quantasr.numerics.observers import Observer
 from quantasr.numerics.qtypes import QType
+from quantasr.numerics.training import InputTraining, WeightTraining
 
 _ROWS = 512
 
@@ -34,6 +34,7 @@ class Phase(StrEnum):
     FLOAT = "float"  # nothing: the layer is the original
     OBSERVE = "observe"  # watches inputs; weights pass unchanged
     SIMULATE = "simulate"  # rounds, as the exported graph will
+    TRAIN = "train"  # rounds likewise, with gradients, by scales that are still moving
 
 
 class Samples:
@@ -76,6 +77,7 @@ class InputQuantizer(nn.Module):
         self.samples = samples or Samples()
         self.label = ""
         self.phase = Phase.FLOAT
+        self.trained: InputTraining | None = None
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
 
@@ -85,6 +87,9 @@ class InputQuantizer(nn.Module):
             return x
         if self.phase is Phase.SIMULATE:
             return fake_quantize(x, self.scale, self.zero_point, self.qtype, self.label)
+        if self.phase is Phase.TRAIN and self.trained is not None:
+            out: Tensor = self.trained(x)
+            return out
         return x
 
     @property
@@ -92,8 +97,17 @@ class InputQuantizer(nn.Module):
         """Whether calibration gave it anything."""
         return self.observer.count > 0
 
+    def train_like(self, trained: InputTraining) -> None:
+        """From now on the scale is that of ``trained``, which several quantizers of one tensor share."""
+        # Not as a submodule: whoever trains holds it once, under a name of its own.
+        self.__dict__["trained"] = trained
+
     def freeze(self) -> None:
-        """Fix the scale from what was observed; raises :class:`CalibrationError` when nothing was."""
+        """Fix the scale, as trained or from what was observed; :class:`CalibrationError` when nothing was."""
+        if self.trained is not None:
+            self.scale.copy_(self.trained.scale.detach())
+            self.zero_point.copy_(self.trained.zero_point)
+            return
         low, high = self.observer.range(self.qtype)
         scale, zero_point = scale_and_zero_point(low, high, self.qtype)
         self.scale.copy_(scale[0])
@@ -109,7 +123,7 @@ class OperandQuantizer(InputQuantizer):
 
     def freeze(self) -> None:
         """Choose the format from what was observed, then fix the scale."""
-        if self.seen:
+        if self.seen and self.trained is None:
             signed = bool(self.observer.low.min() < 0)
             self.qtype = QType(self.qtype.bits, symmetric=signed)
         super().freeze()
@@ -130,7 +144,7 @@ class DynamicInputQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.phase is Phase.OBSERVE:
             self.calls += 1
-        if self.phase is Phase.SIMULATE:
+        if self.phase in (Phase.SIMULATE, Phase.TRAIN):
             return dynamic_fake_quantize(x, self.label)
         return x
 
@@ -162,10 +176,13 @@ class WeightQuantizer(nn.Module):
         self.phase = Phase.FLOAT
         self.calls = 0
         self.frozen = False
+        self.trained: WeightTraining | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.phase is Phase.OBSERVE:
             self.calls += 1
+        if self.phase is Phase.TRAIN and self.trained is not None:
+            return self._from_rows(self.trained(self._rows(weight)), weight)
         if self.phase is not Phase.SIMULATE:
             return weight
         if not self.frozen:
@@ -182,45 +199,63 @@ class WeightQuantizer(nn.Module):
             raise RecipeError(f"{path}: granularity per_group is for matrices (linear, embedding), not convolutions")
 
     @torch.no_grad()
+    def start_training(self, weight: Tensor, *, learned: bool) -> WeightTraining:
+        """Round ``weight`` in training from now on, by scales that start as :meth:`freeze` would choose them."""
+        rows = self._rows(weight)
+        scale, zero_point = self._row_scales(rows)
+        self.trained = WeightTraining(rows, scale, zero_point, self.qtype, learned=learned)
+        return self.trained
+
+    @torch.no_grad()
     def freeze(self, weight: Tensor) -> None:
-        """Choose the scales for ``weight`` and store its integers (int8, or int16 where 8 bits are too few)."""
+        """Fix the scales for ``weight``, as trained or chosen now, and store its integers (int8, or int16 if wider)."""
         qtype = self.qtype
-        rows, shape = self._rows(weight)
-        # A block of rows at a time: an observer may keep a histogram of each row.
-        parts = [self._scales(block) for block in torch.split(rows, _ROWS)]
-        scale, zero_point = (torch.cat(values) for values in zip(*parts, strict=True))
-        if qtype.granularity == "per_group":
-            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-            size = weight.shape[1]
-            wide = scale.repeat_interleave(qtype.group_size or 1, 1)[:, :size]
-            wide_zero = zero_point.repeat_interleave(qtype.group_size or 1, 1)[:, :size]
-        elif qtype.granularity == "per_channel":
-            wide, wide_zero = spread(scale, weight, self.axis), spread(zero_point, weight, self.axis)
+        rows = self._rows(weight)
+        if self.trained is not None:
+            scale, zero_point = self.trained.scale.detach(), self.trained.zero_point.int()
         else:
+            scale, zero_point = self._row_scales(rows)
+        integers = self._from_rows(quantize(rows.float(), scale[:, None], zero_point[:, None], qtype), weight)
+        if qtype.granularity == "per_group":
+            scale, zero_point = (values.reshape(weight.shape[0], -1) for values in (scale, zero_point))
+        elif qtype.granularity == "per_tensor":
             scale, zero_point = scale[0], zero_point[0]
-            wide, wide_zero = scale, zero_point
-        integers = quantize(weight.float(), wide, wide_zero, qtype)
         self.register_buffer("integers", integers.to(torch.int16 if qtype.bits <= 8 else torch.int32))
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
         self.frozen = True
+
+    def _row_scales(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale and the zero point of each row."""
+        # A block of rows at a time: an observer may keep a histogram of each row.
+        parts = [self._scales(block) for block in torch.split(rows, _ROWS)]
+        scale, zero_point = (torch.cat(values) for values in zip(*parts, strict=True))
+        return scale, zero_point
 
     def _scales(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         observer = self.observer(len(rows))
         observer.observe(rows)
         return scale_and_zero_point(*observer.range(self.qtype), self.qtype)
 
-    def _rows(self, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """The weight as ``[scales, values]``, and the shape in which the scales are laid out."""
+    def _rows(self, weight: Tensor) -> Tensor:
+        """The weight as ``[scales, values]``."""
         if self.qtype.granularity == "per_tensor":
-            return weight.reshape(1, -1), ()
+            return weight.reshape(1, -1)
         if self.qtype.granularity == "per_channel":
-            return weight.transpose(0, self.axis).reshape(weight.shape[self.axis], -1), ()
+            return weight.transpose(0, self.axis).reshape(weight.shape[self.axis], -1)
         size = self.qtype.group_size or 1
-        groups = -(-weight.shape[1] // size)
         # Zeros at the end of the last group change no range: every range holds zero.
-        padded = nn.functional.pad(weight, (0, groups * size - weight.shape[1]))
-        return padded.reshape(-1, size), (weight.shape[0], groups)
+        padded = nn.functional.pad(weight, (0, -weight.shape[1] % size))
+        return padded.reshape(-1, size)
+
+    def _from_rows(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """The inverse of :meth:`_rows`, for a weight of the shape of ``weight``."""
+        if self.qtype.granularity == "per_group":
+            return rows.reshape(len(weight), -1)[:, : weight.shape[1]]
+        if self.qtype.granularity == "per_tensor":
+            return rows.reshape(weight.shape)
+        moved = weight.transpose(0, self.axis).shape
+        return rows.reshape(moved).transpose(0, self.axis)
 
 
 Quantizer = InputQuantizer | DynamicInputQuantizer | WeightQuantizer

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -41,7 +42,7 @@ def bake_parametrizations(module: nn.Module) -> list[str]:
     """
     baked = []
     for path, (_, layer) in find_layers(module).items():
-        if parametrize.is_parametrized(layer, "weight"):
+        if is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
             baked.append(path)
         elif hasattr(layer, "weight_g") and hasattr(layer, "weight_v"):
@@ -184,19 +185,26 @@ def fold_batch_norms(module: nn.Module, graph: nn.Module, inputs: Sequence[Tenso
     """
     pairs = batch_norm_pairs(module, graph, inputs)
     for layer_path, norm_path in pairs:
-        layer: Any = module.get_submodule(layer_path)
-        norm: Any = module.get_submodule(norm_path)
-        gain = torch.rsqrt(norm.running_var + norm.eps) * (norm.weight if norm.affine else 1.0)
-        shift = (norm.bias if norm.affine else 0.0) - norm.running_mean * gain
-        # New storage: whoever wants the model back as it was holds the old.
-        layer.weight.data = _scaled(layer.weight, gain, KINDS[str(kind_of(layer))].channel_axis, layer)
-        bias = shift + (layer.bias * gain if layer.bias is not None else 0.0)
-        layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
-        _replace(module, norm, nn.Identity())
+        fold_pair(module, layer_path, norm_path)
     return pairs
 
 
-def _scaled(weight: Tensor, gain: Tensor, axis: int, layer: Any) -> Tensor:
+@torch.no_grad()
+def fold_pair(module: nn.Module, layer_path: str, norm_path: str) -> None:
+    """Fold one batch norm into the layer that it reads, in place."""
+    layer: Any = module.get_submodule(layer_path)
+    norm: Any = module.get_submodule(norm_path)
+    gain = torch.rsqrt(norm.running_var + norm.eps) * (norm.weight if norm.affine else 1.0)
+    shift = (norm.bias if norm.affine else 0.0) - norm.running_mean * gain
+    # New storage: whoever wants the model back as it was holds the old. A quantizer may be attached already.
+    weight = layer.parametrizations.weight.original if is_parametrized(layer, "weight") else layer.weight
+    weight.data = scaled(weight, gain, KINDS[str(kind_of(layer))].channel_axis, layer)
+    bias = shift + (layer.bias * gain if layer.bias is not None else 0.0)
+    layer.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    replace_module(module, norm, nn.Identity())
+
+
+def scaled(weight: Tensor, gain: Tensor, axis: int, layer: Any) -> Tensor:
     """``weight`` with each output channel multiplied by its ``gain``."""
     rest = [1] * (weight.ndim - 2)
     if axis == 0:
@@ -207,7 +215,7 @@ def _scaled(weight: Tensor, gain: Tensor, axis: int, layer: Any) -> Tensor:
     return (split * gain.reshape(groups, 1, -1, *rest)).reshape(weight.shape)
 
 
-def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def replace_module(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` wherever ``old`` is registered; a module may have several names."""
     for part in list(module.modules()):
         for name, child in part.named_children():

@@ -25,6 +25,7 @@ from quantasr.numerics.quantizers import (
 from quantasr.quantize.fold import BatchNorm, bake_parametrizations, fold_batch_norms
 from quantasr.quantize.functional import ProductQuantizers
 from quantasr.quantize.layers import KINDS, find_layers, module_names
+from quantasr.quantize.live_norms import LiveNorms
 from quantasr.recipes.recipe import FLOAT, QConfig, Recipe
 from quantasr.sources.asr_model import AsrModel, evaluating
 
@@ -66,6 +67,7 @@ class Prepared:
     products: ProductQuantizers | None = None
     native_only: dict[str, QConfig] = field(default_factory=dict)
     folded: list[tuple[str, str]] = field(default_factory=list)
+    norms: LiveNorms = field(default_factory=LiveNorms)
     samples: Samples = field(default_factory=Samples)
     hooks: dict[str, RemovableHandle] = field(default_factory=dict)
     stored: dict[str, Tensor] = field(default_factory=dict)
@@ -155,10 +157,11 @@ class Prepared:
                 parameters[name].data = original
 
 
-def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
+def prepare(model: AsrModel, recipe: Recipe, *, live_norms: bool = False) -> Prepared:
     """Fold what can be folded, then attach a quantizer to the weight and the input of each layer that the recipe names.
 
-    Nothing is replaced: an input gets a forward pre-hook, a weight a parametrization. Raises
+    Nothing is replaced: an input gets a forward pre-hook, a weight a parametrization. With ``live_norms``, for training
+    with the statistics of batches, batch norms that would be folded become live ones. Raises
     :class:`quantasr.errors.RecipeError` when the recipe matches nothing or does not fit a layer.
     """
     check_fits(model, recipe)
@@ -166,8 +169,10 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
     layers = find_layers(model.module)
     with evaluating(model.module):
         bake_parametrizations(model.module)
-        folded = fold_batch_norms(model.module, model.graph, model.probe())
-    prepared = Prepared(model, recipe, [], folded=folded)
+        graph, probe = model.graph, model.probe()
+        folded = [] if live_norms else fold_batch_norms(model.module, graph, probe)
+        norms = LiveNorms.attach(model.module, graph, probe) if live_norms else LiveNorms()
+    prepared = Prepared(model, recipe, [], folded=folded, norms=norms)
     for path, (kind, layer) in layers.items():
         qconfig = recipe.qconfig(path, kind)
         if KINDS[kind].native_only:
@@ -182,7 +187,7 @@ def prepare(model: AsrModel, recipe: Recipe) -> Prepared:
             _make_quantizers(prepared, path, kind, layer, qconfig)
     prepared.attach()
     for path, part in model.module.named_modules():
-        if isinstance(part, BatchNorm):
+        if isinstance(part, BatchNorm) and not prepared.norms.holds(part):
             reason = "no layer stands right before it that it could be folded into"
             prepared.plan.append(LayerPlan(path, "batch_norm", FLOAT, (), reason))
     if recipe.attention_products:
