@@ -72,7 +72,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Output:
-    """What a model gives in training: ``logprobs`` ``[batch, frames, vocabulary]`` and ``counts`` ``[batch]`` of frames.
+    """What a model gives in training: ``logprobs`` ``[batch, frames, vocabulary]``, ``counts`` ``[batch]`` of frames.
 
     ``xent`` ``[batch, frames, pdfs]`` are the log-posteriors of a chain model's cross-entropy branch, if it has one.
     """
@@ -88,7 +88,10 @@ class Loss(Protocol):
     name: str
 
     def collate(self, examples: Sequence[Example], seed: int) -> Batch:
-        """Features and targets of some recordings; ``seed`` decides what is random in them."""
+        """Features and targets of some recordings.
+
+        ``seed`` is the same for all batches of a step: with the recordings' ids it decides what is random.
+        """
 
     def __call__(self, output: Output, batch: Batch) -> Tensor:
         """The sum (not the mean) of the loss over ``batch``: divided by ``batch.weight`` it is the mean."""
