@@ -1,0 +1,1 @@
+"""Lattice-free MMI for Kaldi's chain models."""

@@ -1,0 +1,115 @@
+"""Hidden Markov models as arrays of arcs, with probabilities and pdfs: what forward-backward runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantasr.errors import TrainingError
+from quantasr.kaldi.fst import INPUT, NEXT, Fst
+
+LONGEST = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Hmm:
+    """States and arcs; each arc takes one frame, scored by its pdf.
+
+    ``source``, ``target`` and ``pdf``, int32 [arcs]; ``prob``, float64 [arcs]; ``initial`` and ``final``, float64
+    [states], the probabilities of starting and of ending in a state. Raises TrainingError for what cannot be one.
+    """
+
+    source: NDArray[np.int32]
+    target: NDArray[np.int32]
+    pdf: NDArray[np.int32]
+    prob: NDArray[np.float64]
+    initial: NDArray[np.float64]
+    final: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if not len(self.source) or not len(self.initial):
+            raise TrainingError("a graph for LF-MMI is empty")
+        for name in ("source", "target"):
+            ends = getattr(self, name)
+            if ends.min() < 0 or ends.max() >= len(self.initial):
+                raise TrainingError("a graph for LF-MMI has an arc that leads nowhere")
+        if self.pdf.min() < 0:
+            raise TrainingError("a graph for LF-MMI has an arc without a pdf (an epsilon): it must have none")
+
+    @property
+    def states(self) -> int:
+        return len(self.initial)
+
+    @cached_property
+    def by_target(self) -> tuple[NDArray[Any], ...]:
+        """Arcs in the order of their targets: (first arc of each state and the end, other state, pdf, prob)."""
+        return self._sorted(self.target, self.source)
+
+    @cached_property
+    def by_source(self) -> tuple[NDArray[Any], ...]:
+        """Arcs in the order of their sources, in the same form."""
+        return self._sorted(self.source, self.target)
+
+    def _sorted(self, key: NDArray[Any], other: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        order = np.argsort(key, kind="stable")
+        first = np.searchsorted(key[order], np.arange(self.states + 1)).astype(np.int32)
+        return first, other[order], self.pdf[order], self.prob[order]
+
+    @cached_property
+    def min_frames(self) -> int:
+        """Frames of the shortest path; ``LONGEST`` if there is none."""
+        reached = self.initial > 0
+        for frames in range(self.states + 1):
+            if (reached & (self.final > 0)).any():
+                return frames
+            further = reached.copy()
+            further[self.target[reached[self.source]]] = True
+            if (further == reached).all():
+                return LONGEST
+            reached = further
+        return LONGEST
+
+
+def hmm_of(fst: Fst) -> Hmm:
+    """An acceptor of pdfs (label: pdf + 1, as Kaldi has it) from its start state to its final states."""
+    initial = np.zeros(fst.states)
+    initial[fst.start] = 1
+    source, target, pdf, prob = _arcs(fst)
+    return Hmm(source, target, pdf, prob, initial, np.exp(-fst.final.astype(np.float64)))
+
+
+def denominator_of(fst: Fst, iterations: int = 100) -> Hmm:
+    """A denominator graph as Kaldi's chain models take it: any state may be the last, and :func:`initial_probs`."""
+    source, target, pdf, prob = _arcs(fst)
+    final = np.exp(-fst.final.astype(np.float64))
+    initial = initial_probs(source, target, prob, final, fst.start, iterations)
+    return Hmm(source, target, pdf, prob, initial, np.ones(fst.states))
+
+
+def initial_probs(
+    source: NDArray[Any], target: NDArray[Any], prob: NDArray[Any], final: NDArray[Any], start: int, iterations: int
+) -> NDArray[np.float64]:
+    """How likely each state is, on average over ``iterations`` steps from ``start`` (Kaldi's DenominatorGraph)."""
+    states = len(final)
+    total = final + np.bincount(source, prob, states)
+    if (total <= 0).any():
+        raise TrainingError(f"state {int(np.argmin(total))} of the denominator leads nowhere: was its file cut?")
+    share = prob / total[source]
+    now: NDArray[Any] = np.zeros(states)
+    average: NDArray[Any] = np.zeros(states)
+    now[start] = 1
+    for _ in range(iterations):
+        average += now / iterations
+        now = np.bincount(target, share * now[source], states)
+        now /= now.sum()
+    return average
+
+
+def _arcs(fst: Fst) -> tuple[NDArray[Any], ...]:
+    source = np.repeat(np.arange(fst.states, dtype=np.int32), np.diff(fst.first))
+    pdf = fst.arcs[:, INPUT] - np.int32(1)
+    return source, fst.arcs[:, NEXT].copy(), pdf, np.exp(-fst.weights.astype(np.float64))
