@@ -97,16 +97,28 @@ class AsrModel(ABC):
         return self.inputs([noise(self.frontend, samples, seed) for seed in range(batch)])
 
 
+class FrameGraph(nn.Module):
+    """What is exported: ``graph(features) -> logprobs``, or ``graph(features, lengths) -> (logprobs, frame_counts)``.
+
+    The latter where ``padded_batches``; ``logprobs`` are ``[batch, frames, vocabulary]``.
+    """
+
+    def frame_counts(self, lengths: Tensor) -> Tensor:
+        """Frames of log-probs, ``[batch]``, that recordings of so many rows of features give; nothing is run."""
+        raise NotImplementedError(f"{type(self).__name__} does not count its frames")
+
+
 @dataclass
 class FrameModel(AsrModel):
     """A recogniser whose model says something of every frame, whatever becomes of that: it can be exported as a graph.
 
-    ``graph`` is what is exported: ``graph(features) -> logprobs``, and where ``padded_batches``,
-    ``graph(features, lengths) -> (logprobs, frame_counts)``, with ``logprobs`` ``[batch, frames, vocabulary]``.
-    ``frame_seconds`` is the time between two rows of ``logprobs``.
+    ``frame_seconds`` is the time between two rows of ``logprobs``. ``time_masking`` sets how a model hides stretches of
+    time from itself while it is trained, where it does that.
     """
 
+    graph: FrameGraph
     frame_seconds: float
+    time_masking: Callable[[float, int], bool] | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def transcriber(self, acoustic: AcousticModel | None = None, **options: Any) -> FrameTranscriber:
@@ -119,6 +131,31 @@ class FrameModel(AsrModel):
     def logprobs(self, waves: Sequence[Waveform], paths: Paths = None) -> list[NDArray[np.float32]]:
         """Log-probs of every frame of each wave, ``[frames, vocabulary]``; run whole."""
         return self.transcriber(chunk_seconds=0).logprobs(waves)
+
+    def train_outputs(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A training batch: ``logprobs`` ``[batch, frames, vocabulary]``, frame counts ``[batch]``, and no third.
+
+        Gradients flow to the parameters of ``module``, which is left in the mode that it is in. Recordings of any
+        lengths share a batch: also models without a mask (``padded_batches`` False) were trained so, on zeros behind
+        the shorter ones. Chain models give the log-posteriors of their cross-entropy branch as the third.
+        """
+        if self.padded_batches:
+            logprobs, counts = self.graph(features, lengths)
+        else:
+            logprobs, counts = self.graph(features), self.frame_counts(lengths)
+        return logprobs, counts, None
+
+    def frame_counts(self, lengths: Tensor) -> Tensor:
+        """Frames of log-probs, ``[batch]``, that recordings of so many rows of features give; nothing is run."""
+        return self.graph.frame_counts(lengths).clamp(min=0)
+
+    def set_time_masking(self, probability: float, length: int) -> bool:
+        """Hide stretches of ``length`` frames in training, ``probability`` of all frames (SpecAugment); 0 for none.
+
+        Until it is called, what the checkpoint says holds. False where a model has no such thing: then its features
+        are what is masked (arXiv 1904.08779). Which frames, numpy's global generator decides.
+        """
+        return self.time_masking is not None and self.time_masking(probability, length)
 
     def _defaults(self) -> dict[str, Any]:
         return {"name": self.name, "frame_seconds": self.frame_seconds, "min_samples": self.min_samples}
@@ -167,11 +204,13 @@ class TorchAcousticModel:
         self, features: NDArray[np.float32], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         # Not inference_mode: its tensors have no version, by which observers know that one was changed in place.
+        device = next((parameter.device for parameter in self._model.module.parameters()), torch.device("cpu"))
+        batch = torch.from_numpy(features).to(device)
         with evaluating(self._model.module), torch.no_grad():
             if self.padded_batches:
-                logprobs, counts = self._model.graph(torch.from_numpy(features), torch.from_numpy(lengths))
-                return logprobs.numpy(), counts.numpy()
-            logprobs = self._model.graph(torch.from_numpy(features)).numpy()
+                logprobs, counts = self._model.graph(batch, torch.from_numpy(lengths).to(device))
+                return logprobs.cpu().numpy(), counts.cpu().numpy()
+            logprobs = self._model.graph(batch).cpu().numpy()
         return logprobs, np.full(len(logprobs), logprobs.shape[1], dtype=np.int64)
 
 

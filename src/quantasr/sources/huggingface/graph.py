@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from quantasr.sources.asr_model import FrameGraph
 
-class CtcGraph(nn.Module):
+
+class CtcGraph(FrameGraph):
     """Features (and lengths, where padding is allowed) to log-probs (and frame counts).
 
     Padding never reaches a frame: where transformers itself would let it (adapters, Data2Vec's stacked positional
@@ -41,9 +43,16 @@ class CtcGraph(nn.Module):
                 logits = self.model(features, attention_mask=mask).logits
         finally:
             frames, self._frames = self._frames, None
+        return torch.log_softmax(logits.float(), dim=-1), self._adapted(frames)
+
+    def frame_counts(self, lengths: Tensor) -> Tensor:
+        """Frames that the feature extractor and the adapter make of ``lengths``."""
+        return self._adapted(convolved_lengths(self.model.config, lengths))
+
+    def _adapted(self, frames: Tensor) -> Tensor:
         for _ in range(adapter_layers(self.model.config)):
             frames = adapted_lengths(self.model.config, frames)
-        return torch.log_softmax(logits.float(), dim=-1), frames
+        return frames
 
     def _shield_convolutions(self) -> None:
         for part in self.model.modules():

@@ -17,7 +17,7 @@ from quantasr.kaldi.cmvn import OnlineCmvn, read_cmvn_stats
 from quantasr.kaldi.ivector import load_extractor
 from quantasr.kaldi.nnet3.model import AcousticModel, read_model
 from quantasr.kaldi.nnet3.transitions import TransitionModel
-from quantasr.sources.asr_model import LatticeModel
+from quantasr.sources.asr_model import FrameGraph, LatticeModel
 from quantasr.sources.kaldi.build import INPUT, build_network
 from quantasr.sources.kaldi.folder import KaldiFolder, cmvn_options, find_model, open_folder
 from quantasr.sources.kaldi.network import KaldiNetwork
@@ -132,7 +132,7 @@ def _rewrite(module: nn.Module) -> None:
     module.distribute_scales()
 
 
-class _Graph(nn.Module):
+class _Graph(FrameGraph):
     """What is exported: features and lengths to log-likelihoods and their number."""
 
     def __init__(self, network: KaldiNetwork) -> None:
@@ -141,10 +141,12 @@ class _Graph(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Any:
         logprobs = self.network(features)
-        if lengths is None:
-            return logprobs
+        return logprobs if lengths is None else (logprobs, self.frame_counts(lengths))
+
+    def frame_counts(self, lengths: Tensor) -> Tensor:
+        """Every ``subsampling``-th frame that has its whole context."""
         left, right = self.network.contexts
-        return logprobs, torch.div(lengths - left - right - 1, self.network.subsampling, rounding_mode="floor") + 1
+        return torch.div(lengths - left - right - 1, self.network.subsampling, rounding_mode="floor") + 1
 
 
 def _subsampling(folder: KaldiFolder) -> int:

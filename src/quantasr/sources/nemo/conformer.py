@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quantasr.sources.nemo.flat import batch_norm, flat_convolution
+from quantasr.sources.nemo.frames import convolved
 
 _MASKED = -1e4
 """What NeMo puts in place of masked scores; its exponential is 0 in every float type."""
@@ -125,15 +126,10 @@ def _convolutional_subsampling(part: Any, x: Tensor, lengths: Tensor) -> tuple[T
     """``[batch, frames, bins]`` -> ``[batch, frames', width]``; masked where a convolution can see padding."""
     x = x[:, None]
     for layer in part.conv:
-        kernel, stride = getattr(layer, "kernel_size", (1, 1)), getattr(layer, "stride", (1, 1))
-        if kernel != (1, 1):
+        if getattr(layer, "kernel_size", (1, 1)) != (1, 1):
             x = x * within(lengths, x.shape[2])[:, None, :, None].to(x.dtype)
         x = layer(x)
-        if stride != (1, 1):
-            # What pads by itself, or not on both sides alike, says so.
-            uneven = hasattr(layer, "_left_padding")
-            padded = layer._left_padding + layer._right_padding if uneven else 2 * layer.padding[0]
-            lengths = torch.div(lengths + padded - kernel[0], stride[0], rounding_mode="floor") + 1
+        lengths = convolved(layer, lengths)
     return part.out(x.transpose(1, 2).flatten(2)), lengths
 
 

@@ -6,8 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from quantasr.sources.asr_model import FrameGraph
+from quantasr.sources.nemo.frames import frame_counts
 
-class CtcGraph(nn.Module):
+
+class CtcGraph(FrameGraph):
     """Log-mel features and lengths to log-probs and frame counts, through a model's encoder and CTC head.
 
     ``model`` has an ``encoder`` and a ``decoder``, or, as NeMo's hybrid models, a ``ctc_decoder``.
@@ -27,3 +30,8 @@ class CtcGraph(nn.Module):
             encoded, counts = model.encoder(audio_signal=features.transpose(1, 2), length=lengths)
             head = model.ctc_decoder if hasattr(model, "ctc_decoder") else model.decoder
             return head(encoder_output=encoded), counts
+
+    def frame_counts(self, lengths: Tensor) -> Tensor:
+        """Frames behind every stride of the encoder."""
+        model: Any = self.model
+        return frame_counts(model.encoder, lengths)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.nemo.config import NemoConfig
+from quantasr.sources.nemo.frames import convolved_in_time, stacked
 
 # Parts that hold weights and that a CTC model does not run: features, augmentation, losses, metrics, the transducer.
 _UNUSED = ("preprocessor.", "spec_augmentation.", "loss.", "ctc_loss.", "wer.", "_wer.", "ctc_wer.", "joint.")
@@ -99,6 +100,8 @@ def build(where: str, config: NemoConfig, tokens: int) -> NemoModel:
     if config.encoder_class == "ConformerEncoder":
         # The other attention is one fused function, whose two products could not be quantized.
         arguments["use_pytorch_sdpa"] = False
+        # Processes that train together run batches of their own: none may wait for the others' lengths.
+        arguments["sync_max_audio_length"] = False
     with fits(where, config):
         encoder = getattr(modules, config.encoder_class)(**arguments)
         head = dict(config.decoder)
@@ -153,12 +156,9 @@ def _mend_subsampling(encoder: Any) -> None:
 def _convolve_in_time(subsampling: Any, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """``[batch, frames, bins]``, ``[batch]`` -> the same, subsampled; padding is zero in front of every layer."""
     x = x.transpose(1, 2)
-    padding = subsampling._left_padding + subsampling._right_padding
     for layer in subsampling.conv:
         x = layer(x * _mask(x, lengths))
-        if getattr(layer, "stride", (1,)) != (1,):
-            spare = lengths + padding - subsampling._kernel_size
-            lengths = torch.div(spare, subsampling._stride, rounding_mode="floor") + 1
+        lengths = convolved_in_time(subsampling, layer, lengths)
     return (x * _mask(x, lengths)).transpose(1, 2), lengths
 
 
@@ -173,7 +173,7 @@ def _stack_frames(subsampling: Any, x: Tensor, lengths: Tensor) -> tuple[Tensor,
     batch, frames, bins = x.shape
     stacks = frames // factor
     x = subsampling.proj_out(x[:, : stacks * factor].reshape(batch, stacks, factor * bins))
-    return x, torch.div(lengths, factor, rounding_mode="floor")
+    return x, stacked(subsampling, lengths)
 
 
 def _mask(x: Tensor, lengths: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
     Reading ``hyperparams.yaml`` runs code, which needs ``trust``. Raises :class:`ModelLoadError`.
     """
     interface = open_interface(where, revision=revision, trust=trust)
+    # SpeechBrain freezes what is loaded for inference.
+    interface.mods.requires_grad_(True)
     model = _model(interface, where, Path(where).resolve().name, revision)
     model.files = files_of(interface, read_hyperparameters(where, revision), model.provenance)
     return model
@@ -45,6 +47,7 @@ def rebuild(folder: Path, *, trust: bool = False) -> AsrModel:
     Raises :class:`ModelLoadError`.
     """
     interface, row = rebuild_interface(folder, trust=trust)
+    interface.mods.requires_grad_(True)
     model = _model(interface, str(row["model"]), str(row["name"]), row["revision"])
     model.provenance = row
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.asr_model import CtcModel, evaluating
+from quantasr.sources.asr_model import CtcModel, FrameGraph, evaluating
 from quantasr.sources.speechbrain.decoding import blank_of, read_decoder, word_delimiter
 from quantasr.sources.speechbrain.features import is_features, is_normalization, read_frontend, wave_frontend
+from quantasr.sources.speechbrain.frames import Frames, measure_frames
 from quantasr.sources.speechbrain.interface import load_errors, quiet
 from quantasr.sources.speechbrain.rewrites import rewrite
 from quantasr.sources.speechbrain.tokenizer import read_tokenizer
-from quantasr.speech.frontend import Frontend, MelDecibelFrontend, WaveFrontend
-
-_FRAMES = 48
-"""Rows of features by which the time between two outputs is measured."""
-
-_MOST_ROWS = 64
-"""More rows of features than this for two outputs, and the encoder is taken to give one output a recording."""
+from quantasr.speech.frontend import Frontend
 
 
 @dataclass
@@ -94,13 +90,14 @@ def _part(module: nn.Module, path: str, head: Head) -> nn.Module | None:
     return _Lobe(module) if path == head.lobe else None
 
 
-class CtcGraph(nn.Module):
+class CtcGraph(FrameGraph):
     """Features -> log-probs: the encoder without what the frontend does, and a log-softmax at the end."""
 
     def __init__(self, modules: nn.ModuleDict, head: Head) -> None:
         super().__init__()
         self.mods = modules
         self._head = head
+        self.frames: Frames | None = None
         self.encoder = _part(modules["encoder"], "encoder", head)
 
     @property
@@ -116,6 +113,11 @@ class CtcGraph(nn.Module):
         # Of log-probs this is what they are.
         return torch.log_softmax(found.float(), dim=-1)
 
+    def frame_counts(self, lengths: Tensor) -> Tensor:
+        """As measured when the model was loaded."""
+        assert self.frames is not None
+        return self.frames.counts(lengths)
+
 
 def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBrainCtc:
     """The model around a live ``EncoderASR``; raises :class:`ModelLoadError` where it is not made for CTC."""
@@ -124,13 +126,12 @@ def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBr
     with load_errors(where), quiet():
         head, frontend = _read_head(where, modules["encoder"], rate)
         graph = CtcGraph(modules, head)
-        samples, rows = _least_samples(where, graph, frontend)
-        outputs = rows.shape[-1]
+        lobe = None if graph.lobe is None else graph.lobe.model.config
+        frames = graph.frames = measure_frames(where, partial(_run, graph, frontend), frontend, lobe)
         decoding = interface.decoding_function
-        blank = blank_of(where, decoding, outputs)
-        tokenizer = read_tokenizer(where, interface.tokenizer, outputs, blank, word_delimiter(decoding))
+        blank = blank_of(where, decoding, frames.outputs)
+        tokenizer = read_tokenizer(where, interface.tokenizer, frames.outputs, blank, word_delimiter(decoding))
         decoder = read_decoder(where, decoding)
-        seconds = _frame_seconds(graph, frontend)
     return SpeechBrainCtc(
         name=str(provenance.get("name") or Path(where).name),
         family="speechbrain_wav2vec2" if head.lobe else "speechbrain_crdnn",
@@ -140,8 +141,8 @@ def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBr
         tokenizer=tokenizer,
         # Norms, recurrent layers and convolutions without masks all hear padding.
         padded_batches=False,
-        frame_seconds=seconds,
-        min_samples=samples,
+        frame_seconds=frames.seconds,
+        min_samples=frames.min_samples,
         rewrite=rewrite,
         provenance={**provenance, "architecture": "EncoderASR", "parameters": _parameters(modules)},
         own_decoder=decoder,
@@ -209,45 +210,3 @@ def _run(graph: CtcGraph, frontend: Frontend, samples: int) -> Tensor:
     with evaluating(graph.mods), torch.no_grad():
         found: Tensor = graph(torch.from_numpy(frontend(np.zeros(samples, np.float32)))[None])
     return found
-
-
-def _samples_of(graph: CtcGraph, frontend: Frontend, rows: int) -> int:
-    """Samples for so many rows of features, or frames of the lobe."""
-    if isinstance(frontend, MelDecibelFrontend):
-        return frontend.samples_of(rows)
-    if graph.lobe is not None:
-        config = graph.lobe.model.config
-        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-            rows = (rows - 1) * stride + kernel
-        return rows
-    assert isinstance(frontend, WaveFrontend)
-    return rows * frontend.sample_rate // 100
-
-
-def _least_samples(where: str, graph: CtcGraph, frontend: Frontend) -> tuple[int, Tensor]:
-    """The shortest wave that gives two frames of log-probs, and these.
-
-    Not one: OpenVINO 2026.4 fuses attention into a kernel that, when its first run ever had a single frame, is wrong
-    in all runs of 16 frames and more that follow.
-    """
-    problem: RuntimeError | None = None
-    for rows in range(1, _MOST_ROWS + 1):
-        samples = _samples_of(graph, frontend, rows)
-        try:
-            found = _run(graph, frontend, samples)
-        except RuntimeError as error:  # padding by reflection, for one, needs more rows than it mirrors
-            problem = error
-            continue
-        if found.ndim == 3 and found.shape[1] >= 2:
-            return samples, found
-        problem = None
-    if problem is not None:
-        raise problem
-    raise ModelLoadError(f"{where}: its encoder does not give a row of outputs every few frames, as CTC needs")
-
-
-def _frame_seconds(graph: CtcGraph, frontend: Frontend) -> float:
-    """The time between two rows of log-probs."""
-    sizes = [_samples_of(graph, frontend, rows) for rows in (_FRAMES, 2 * _FRAMES)]
-    counts = [_run(graph, frontend, samples).shape[1] for samples in sizes]
-    return (sizes[1] - sizes[0]) / (counts[1] - counts[0]) / frontend.sample_rate
