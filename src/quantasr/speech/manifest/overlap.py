@@ -20,7 +20,10 @@ _NAMED = 3  # utterances that the error names
 
 
 def check_disjoint(
-    calibration: Sequence[Utterance], evaluation: Sequence[Utterance], what: str = "calibration"
+    calibration: Sequence[Utterance],
+    evaluation: Sequence[Utterance],
+    what: str = "calibration",
+    other: str = "evaluation",
 ) -> None:
     """Make sure that no speech is in both manifests. An utterance is shared when
 
@@ -29,8 +32,8 @@ def check_disjoint(
     2. id and file name, without folder and suffix, are the same, and so are the texts, where both have one, and
        the lengths within 0.05 s: the same recording encoded again.
 
-    The same sentence read a second time is not shared, nor is another part of the same recording. ``what`` is how the
-    error calls the first manifest.
+    The same sentence read a second time is not shared, nor is another part of the same recording. ``what`` and
+    ``other`` are how the error calls the manifests.
 
     Raises:
         ManifestError: utterances are shared; says how many and names the first.
@@ -45,7 +48,7 @@ def check_disjoint(
     )
     more = f" and {len(shared) - _NAMED} more" if len(shared) > _NAMED else ""
     raise ManifestError(
-        f"{len(shared)} of {len(calibration)} {what} utterances are in the evaluation manifest too: "
+        f"{len(shared)} of {len(calibration)} {what} utterances are in the {other} manifest too: "
         f"{named}{more}: take them out of one of the two"
     )
 

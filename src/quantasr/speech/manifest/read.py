@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -45,9 +45,14 @@ def read_manifest(
         ManifestError: the path, the format or the limit is wrong; a line cannot be read, lacks a key or names a
             recording that is not there; ids are repeated; there is no utterance at all.
     """
-    path = Path(path)
     if limit is not None and limit < 1:
         raise ManifestError(f"limit is {limit}: give 1 or more utterances")
+    return list(islice(stream_manifest(path, format=format, trust=trust), limit))
+
+
+def stream_manifest(path: str | Path, *, format: str = "auto", trust: bool = False) -> Iterator[Utterance]:
+    """The utterances of :func:`read_manifest` one by one, for manifests that are too long to be held."""
+    path = Path(path)
     if not path.exists():
         raise ManifestError(f"{path}: no such file or folder: check the path")
     if format == "auto":
@@ -57,9 +62,11 @@ def read_manifest(
     wants_folder, is_folder = format in ("librispeech",), path.is_dir()
     if format not in ("kaldi", "folder") and wants_folder != is_folder:
         raise ManifestError(f"{path}: format '{format}' is a {'folder' if wants_folder else 'file'}: name that")
-    utterances = list(islice(FORMATS[format](path, trust), limit))
-    if not utterances:
-        raise ManifestError(f"{path}: holds no utterance (read as '{format}'): fill it, or name another")
+    yield from distinct(FORMATS[format](path, trust), path, format)
+
+
+def distinct(utterances: Iterable[Utterance], path: Path, format: str) -> Iterator[Utterance]:
+    """``utterances``; raises ManifestError when an id comes again, or when there are none."""
     places: dict[str, str] = {}
     for utterance in utterances:
         if utterance.id in places:
@@ -68,7 +75,9 @@ def read_manifest(
                 "take one of them out, or name them apart"
             )
         places[utterance.id] = utterance.source
-    return utterances
+        yield utterance
+    if not places:
+        raise ManifestError(f"{path}: holds no utterance (read as '{format}'): fill it, or name another")
 
 
 def detect_format(path: Path) -> str:

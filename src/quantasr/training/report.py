@@ -1,0 +1,56 @@
+"""What became of the utterances of a manifest before training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+_NAMED = 10  # characters that a line names
+
+
+@dataclass
+class DataReport:
+    """How many utterances are trained on, how many are not, and why.
+
+    ``skipped`` counts by reason, ``examples`` is the first id of each. ``unknown``: characters that the vocabulary
+    lacks, with how often they come.
+    """
+
+    manifest: str
+    kept: int = 0
+    seconds: float = 0.0
+    listed: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    unknown: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    def skip(self, reason: str, id: str) -> None:
+        """Count an utterance that is not trained on."""
+        self.skipped[reason] += 1
+        self.examples.setdefault(reason, id)
+
+    def lines(self) -> list[str]:
+        """What to tell: one line of what is kept, and one for each reason why others are not."""
+        hours = self.seconds / 3600
+        length = f"{hours:.1f} h" if hours >= 1 else f"{self.seconds / 60:.1f} min"
+        found = [f"training on {self.kept} of {self.listed} utterances of {self.manifest} ({length})"]
+        for reason, count in self.skipped.most_common():
+            found.append(f"skipped: {_utterances(count)} {reason} (first: {self.examples[reason]})")
+        if self.unknown:
+            found.append(f"the vocabulary lacks {self.named_characters()}: normalize the texts, or give a vocabulary")
+        return [*found, *self.notes]
+
+    def named_characters(self) -> str:
+        """``'é' 8 times, '-' 5 times``, the most frequent first."""
+        named = [f"{c!r} {_times(n)}" for c, n in self.unknown.most_common(_NAMED)]
+        more = len(self.unknown) - len(named)
+        return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _utterances(count: int) -> str:
+    return f"{count} utterance" + ("s" if count > 1 else "")
