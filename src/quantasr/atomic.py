@@ -27,15 +27,27 @@ def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = Fals
     folder = folder.absolute()
     check_target(folder, overwrite=overwrite)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(folder) as fresh:
-            fill(fresh)
-            _sync(fresh)
-            with _scratch(folder) as old, uninterrupted():
-                _swap(folder, fresh, old / "old")
+        put_folder(folder, fill)
     except OSError as error:
         reason = error.strerror or error
         raise ArtifactError(f"{folder}: cannot write the artifact: {reason}: check the disk and its rights") from error
+
+
+def put_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make or replace a folder of any kind as :func:`create` does; what the disk says is raised as it is."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _scratch(folder) as fresh:
+        fill(fresh)
+        _sync(fresh)
+        with _scratch(folder) as old, uninterrupted():
+            _swap(folder, fresh, old / "old")
+
+
+def sweep(folder: Path) -> None:
+    """Remove from ``folder`` what writers that were killed have left there."""
+    for path in folder.glob(".*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
