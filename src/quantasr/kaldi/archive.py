@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ class Archive(Mapping[str, Any]):
     ``where`` is a path, or as Kaldi writes it ``ark:PATH`` or ``scp:PATH``; without these, a name that ends in ``.scp``
     is a list of places. ``kind`` says what is in it: "matrix" (compressed ones too), "vector", or "ints" (alignments).
     Paths in a list are relative to its folder or to the working directory; commands in it are never run.
+    A file that ends in ``.gz`` is unpacked in memory.
 
     Raises KaldiFileError, here or when a value is read, that names the file and the byte or line.
     """
@@ -143,7 +146,13 @@ _PARSERS: dict[str, Callable[[Reader], Any]] = {
 
 
 def _whole(path: Path) -> Reader:
-    return Reader.open(path, mapped=True, binary=False)
+    if path.suffix != ".gz":
+        return Reader.open(path, mapped=True, binary=False)
+    try:
+        with gzip.open(path) as file:
+            return Reader(file.read(), str(path), binary=False)
+    except (OSError, EOFError, zlib.error) as error:
+        raise KaldiFileError(f"{path}: cannot be unpacked ({error}): is it complete?") from error
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Reader]]:

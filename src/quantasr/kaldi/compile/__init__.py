@@ -10,7 +10,7 @@ from quantasr.kaldi.compile.grammar import (
 )
 from quantasr.kaldi.compile.graph import Graph, GraphOptions, compile_graph, write_graph
 from quantasr.kaldi.compile.lexicon import Pronunciation, read_lexicon
-from quantasr.kaldi.compile.make import Made, make_graph
+from quantasr.kaldi.compile.make import Made, find_file, make_graph, tree_in
 from quantasr.kaldi.compile.tree import ContextTree, read_tree, tree_of, write_tree
 
 __all__ = [
@@ -20,12 +20,14 @@ __all__ = [
     "Made",
     "Pronunciation",
     "compile_graph",
+    "find_file",
     "grammar_fst",
     "make_graph",
     "read_lexicon",
     "read_phrases",
     "read_tree",
     "sentences",
+    "tree_in",
     "tree_of",
     "unknown_words",
     "word_loop",

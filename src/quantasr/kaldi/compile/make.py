@@ -49,12 +49,12 @@ def make_graph(
     folder = Path(model)
     if not folder.is_dir():
         raise ModelLoadError(f"{folder}: no such folder: give the one with final.mdl")
-    path = _find(folder, "final.mdl", "am/final.mdl")
+    path = find_file(folder, "final.mdl", "am/final.mdl")
     transitions = read_model(path).transitions
     if transitions is None:
         raise ModelLoadError(f"{path}: has no transition model: a graph needs a .mdl file, not a .raw one")
-    tree = _tree(folder, transitions)
-    phones = read_words(_find(folder, "phones.txt", "graph/phones.txt"))
+    tree = tree_in(folder, transitions)
+    phones = read_words(find_file(folder, "phones.txt", "graph/phones.txt"))
     entries = read_lexicon(lexicon)
     table = word_table(entry.word for entry in entries)
     g, left_out = _grammar(kind, grammar, table, sorted({entry.word for entry in entries}))
@@ -83,7 +83,8 @@ def _grammar(
         raise ModelLoadError(f"{path}: {error}") from None
 
 
-def _tree(folder: Path, transitions: TransitionModel) -> ContextTree:
+def tree_in(folder: Path, transitions: TransitionModel) -> ContextTree:
+    """The tree in a model's folder, or that of a model without context. Raises ModelLoadError."""
     if (folder / "tree").is_file():
         return read_tree(folder / "tree")
     tree = tree_of(transitions)
@@ -92,7 +93,8 @@ def _tree(folder: Path, transitions: TransitionModel) -> ContextTree:
     return tree
 
 
-def _find(folder: Path, *names: str) -> Path:
+def find_file(folder: Path, *names: str) -> Path:
+    """The first of some files that a folder has; ModelLoadError if none."""
     for name in names:
         if (folder / name).is_file():
             return folder / name

@@ -1,4 +1,4 @@
-"""Kaldi's and Vosk's nnet3 models as a :class:`LatticeModel`: ``final.mdl`` with its features, i-vectors and graph."""
+"""Kaldi's and Vosk's nnet3 models as a :class:`KaldiModel`: ``final.mdl`` with its features, i-vectors and graph."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from quantasr.kaldi.cmvn import OnlineCmvn, read_cmvn_stats
 from quantasr.kaldi.ivector import load_extractor
 from quantasr.kaldi.nnet3.model import AcousticModel, read_model
 from quantasr.kaldi.nnet3.transitions import TransitionModel
-from quantasr.sources.asr_model import FrameGraph, LatticeModel
+from quantasr.sources.asr_model import FrameGraph
 from quantasr.sources.kaldi.build import INPUT, build_network
 from quantasr.sources.kaldi.folder import KaldiFolder, cmvn_options, find_model, open_folder
+from quantasr.sources.kaldi.model import KaldiModel
 from quantasr.sources.kaldi.network import KaldiNetwork
 from quantasr.sources.kaldi.reading import IVECTOR
 from quantasr.sources.kaldi.skeleton import files_of, read_skeleton
@@ -53,7 +54,7 @@ def recognises(where: str) -> bool:
     return find_model(Path(where)) is not None
 
 
-def load(where: str, *, revision: str | None = None, trust: bool = False) -> LatticeModel:
+def load(where: str, *, revision: str | None = None, trust: bool = False) -> KaldiModel:
     """Load an acoustic model with its features, i-vectors and decoding graph, as far as they are there.
 
     Nothing in these files is executed. Raises :class:`ModelLoadError` (KaldiFileError with the byte offset) for what is
@@ -83,8 +84,8 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Lat
     return _assemble(name, network, frontend, model, subsampling, decoding, provenance)
 
 
-def rebuild(folder: Path, *, trust: bool = False) -> LatticeModel:
-    """The model whose :attr:`LatticeModel.files` lie in ``folder``, with its ``frontend.npz``; its weights are zeros.
+def rebuild(folder: Path, *, trust: bool = False) -> KaldiModel:
+    """The model whose :attr:`KaldiModel.files` lie in ``folder``, with its ``frontend.npz``; its weights are zeros.
 
     It has no decoding graph: that is the artifact's.
     """
@@ -108,8 +109,8 @@ def _assemble(
     subsampling: int,
     decoding: DecodingFiles | None,
     provenance: dict[str, Any],
-) -> LatticeModel:
-    return LatticeModel(
+) -> KaldiModel:
+    return KaldiModel(
         name=name,
         family="kaldi",
         module=network,
@@ -122,6 +123,7 @@ def _assemble(
         frame_seconds=subsampling * frontend.features.shift / frontend.sample_rate,
         decoding=decoding,
         rewrite=_rewrite,
+        transitions=model.transitions,
         provenance=provenance,
         files=files_of(model, frontend, name=name, subsampling=subsampling, provenance=provenance),
     )

@@ -65,8 +65,9 @@ class TimeHeight(nn.Conv2d):
         weight, bias = matrix(component)
         blocks = torch.tensor(weight, dtype=torch.float32).view(filters_out, len(offsets), filters_in)
         full = torch.zeros(filters_out, filters_in, *kernel)
-        for i, (t, h) in enumerate(offsets):
-            full[:, :, (h - heights[0]) // h_step, (t - times[0]) // t_step] = blocks[:, i]
+        self.places = [((h - heights[0]) // h_step, (t - times[0]) // t_step) for t, h in offsets]
+        for i, place in enumerate(self.places):
+            full[:, :, *place] = blocks[:, i]
         self.weight = nn.Parameter(full)
         self.bias = nn.Parameter(torch.zeros(filters_out) if bias is None else torch.tensor(bias))
         below = (self.height_out - 1) * subsample + heights[-1] - (self.height_in - 1)
@@ -115,6 +116,56 @@ class ScaleOffset(nn.Module):
         if self.scale is not None:
             x = x * self.scale
         return x if self.offset is None else x + self.offset
+
+
+class BatchNorm(ScaleOffset):
+    """BatchNormComponent: ``scale`` and ``offset`` say what its statistics are, and in evaluation mode that is all.
+
+    In training mode each batch is normalised by its own statistics, and those of the component follow, as in PyTorch's
+    norms: one part in ten a batch. Kaldi counts those of all batches instead. Variances are divided by the number of
+    frames, as Kaldi does.
+    """
+
+    momentum = 0.1
+
+    def __init__(self, component: Component) -> None:
+        """Raises ModelLoadError for a norm without statistics."""
+        fields = component.fields
+        mean, var = np.asarray(fields["StatsMean"], np.float64), np.asarray(fields["StatsVar"], np.float64)
+        if not fields["Count"]:
+            raise ModelLoadError(
+                f"component '{component.name}': a batch norm without statistics; was the model trained?"
+            )
+        scale = fields["TargetRms"] / np.sqrt(var + fields["Epsilon"])
+        self.rms, self.epsilon = float(fields["TargetRms"]), float(fields["Epsilon"])
+        self.blocks = fields["Dim"] // len(mean)
+        super().__init__(np.tile(scale, self.blocks), np.tile(-mean * scale, self.blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        parts = x.reshape(x.shape[0], self.blocks, -1, x.shape[2] * x.shape[3])
+        var, mean = torch.var_mean(parts, (0, 1, 3), correction=0)
+        self._follow(mean.detach(), var.detach())
+        scale = self.rms * torch.rsqrt(var + self.epsilon)
+        column = torch.stack([scale, -mean * scale]).repeat(1, self.blocks).unsqueeze(-1).unsqueeze(-1)
+        return x * column[0] + column[1]
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel of a block."""
+        assert self.scale is not None and self.offset is not None
+        channels = len(self.scale) // self.blocks
+        scale, offset = self.scale[:channels, 0, 0].double(), self.offset[:channels, 0, 0].double()
+        return -offset / scale, ((self.rms / scale) ** 2 - self.epsilon).clamp(min=0)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        assert self.scale is not None and self.offset is not None
+        old_mean, old_var = self.statistics()
+        mean, var = old_mean.lerp(mean.double(), self.momentum), old_var.lerp(var.double(), self.momentum)
+        scale = self.rms * torch.rsqrt(var + self.epsilon)
+        self.scale.copy_(scale.repeat(self.blocks).view(-1, 1, 1))
+        self.offset.copy_((-mean * scale).repeat(self.blocks).view(-1, 1, 1))
 
 
 class Softmax(nn.Module):
@@ -256,16 +307,6 @@ class LstmNonlinearity(nn.Module):
 # ---- the table ----
 
 
-def _norm(component: Component) -> ScaleOffset:
-    fields = component.fields
-    mean, var = np.asarray(fields["StatsMean"], np.float64), np.asarray(fields["StatsVar"], np.float64)
-    if not fields["Count"]:
-        raise ModelLoadError(f"component '{component.name}': a batch norm without statistics; was the model trained?")
-    scale = fields["TargetRms"] / np.sqrt(var + fields["Epsilon"])
-    blocks = fields["Dim"] // len(mean)
-    return ScaleOffset(np.tile(scale, blocks), np.tile(-mean * scale, blocks))
-
-
 def _blocks(component: Component) -> Blocks:
     fields = component.fields
     weight, bias = matrix(component)
@@ -299,7 +340,7 @@ ELEMENTWISE: dict[str, Callable[[Component], nn.Module]] = {
     "TanhComponent": lambda c: nn.Tanh(),
     "SoftmaxComponent": lambda c: Softmax(log=False),
     "LogSoftmaxComponent": lambda c: Softmax(log=True),
-    "BatchNormComponent": _norm,
+    "BatchNormComponent": BatchNorm,
     # Unlike GeneralDropout's, its training did not scale what is left up, so inference scales down.
     "DropoutComponent": lambda c: ScaleOffset([1.0 - c.fields["DropoutProportion"]]),
     "GeneralDropoutComponent": _identity,

@@ -60,8 +60,16 @@ class KaldiNetwork(nn.Module):
             for name in group:
                 if name in components:
                     path = self._paths[name] = _path(components[name].name, name, self._paths.values())
-                    _attach(self, path, self._layer(name, components[name], rows))
+                    layer = self._layer(name, components[name], rows)
+                    if components[name].kind.startswith("Fixed"):
+                        layer.requires_grad_(False)
+                    _attach(self, path, layer)
+        constraints = {
+            path: components[name].fields.get("OrthonormalConstraint", 0.0) for name, path in self._paths.items()
+        }
+        self.orthonormal = {path: float(scale) for path, scale in constraints.items() if scale}
         self.register_buffer("log_priors", torch.tensor(np.log(priors), dtype=torch.float32) if len(priors) else None)
+        self.eval()  # training is what one has to ask for: its batch norms give other numbers
 
     @property
     def subsampling(self) -> int:
@@ -80,22 +88,50 @@ class KaldiNetwork(nn.Module):
         return self._plan.backward or bool(self._plan.windows)
 
     def forward(self, features: Tensor) -> Tensor:
+        return self.result(self.values(features))
+
+    def values(self, features: Tensor, known: Mapping[str, Tensor] | None = None) -> Values:
+        """What every node gives; what is ``known`` of them is not computed."""
         left, right = self.contexts
         values = Values(self._plan, (features.shape[1] - left - right - 1) // self.subsampling + 1, self._sums)
         flat = features.transpose(1, 2).unsqueeze(2)
         if self.subsampling > 1:  # frames after the last output's context, which Kaldi does not look at
             flat = flat[..., : self.subsampling * (values.count - 1) + left + 1 + right]
-        values.of = {name: flat[:, begin:end] for name, (begin, end) in self._inputs.items()}
+        values.of = {name: flat[:, begin:end] for name, (begin, end) in self._inputs.items()} | dict(known or {})
         for group in self._plan.order:
+            if group[0] in values.of:
+                continue
             if group[0] in self._plan.recurrent:
                 values.of |= recur(group, self._nodes, self.apply_to, self._dims, values)
             else:
                 (name,) = group
                 values.of[name] = self._compute(name, values)
+        return values
+
+    def result(self, values: Values) -> Tensor:
+        """The output of a network that has computed ``values``."""
         out = values.of[self._output]
         if not self._rows:
             out = out.squeeze(2).transpose(1, 2)
         return out if self.log_priors is None else out - self.log_priors
+
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """Where the component of each node is, as a submodule."""
+        return self._paths
+
+    def shares(self, other: KaldiNetwork) -> list[str]:
+        """The nodes that both compute on the same frames."""
+        spans = self._plan.spans
+        found = {n for n, span in other._plan.spans.items() if spans.get(n) == span and n in self._nodes}
+        return [n for n in found if n not in (*self._rows, *other._rows)]
+
+    def forget(self, node: str) -> None:
+        """Let go of a node's component: another network has it."""
+        path = self._paths.pop(node, None)
+        if path is not None:
+            parent, _, last = path.rpartition(".")
+            del self.get_submodule(parent)._modules[last]
 
     def distribute_scales(self) -> None:
         """From now on, compute a scaled sum as the sum of scaled terms.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantasr.errors import TrainingError
+from quantasr.kaldi.chain import initial_probs
 from quantasr.kaldi.fst import INPUT, NEXT, Fst
 
 LONGEST = 1 << 30
@@ -82,31 +83,10 @@ def hmm_of(fst: Fst) -> Hmm:
     return Hmm(source, target, pdf, prob, initial, np.exp(-fst.final.astype(np.float64)))
 
 
-def denominator_of(fst: Fst, iterations: int = 100) -> Hmm:
-    """A denominator graph as Kaldi's chain models take it: any state may be the last, and :func:`initial_probs`."""
+def denominator_of(fst: Fst) -> Hmm:
+    """A denominator graph as Kaldi's chain models take it: begun as ``initial_probs`` says, ended in any state."""
     source, target, pdf, prob = _arcs(fst)
-    final = np.exp(-fst.final.astype(np.float64))
-    initial = initial_probs(source, target, prob, final, fst.start, iterations)
-    return Hmm(source, target, pdf, prob, initial, np.ones(fst.states))
-
-
-def initial_probs(
-    source: NDArray[Any], target: NDArray[Any], prob: NDArray[Any], final: NDArray[Any], start: int, iterations: int
-) -> NDArray[np.float64]:
-    """How likely each state is, on average over ``iterations`` steps from ``start`` (Kaldi's DenominatorGraph)."""
-    states = len(final)
-    total = final + np.bincount(source, prob, states)
-    if (total <= 0).any():
-        raise TrainingError(f"state {int(np.argmin(total))} of the denominator leads nowhere: was its file cut?")
-    share = prob / total[source]
-    now: NDArray[Any] = np.zeros(states)
-    average: NDArray[Any] = np.zeros(states)
-    now[start] = 1
-    for _ in range(iterations):
-        average += now / iterations
-        now = np.bincount(target, share * now[source], states)
-        now /= now.sum()
-    return average
+    return Hmm(source, target, pdf, prob, initial_probs(fst), np.ones(fst.states))
 
 
 def _arcs(fst: Fst) -> tuple[NDArray[Any], ...]:
