@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import CtcModel
 from quantasr.sources.huggingface.graph import CtcGraph, adapter_layers, frames_adapted
+from quantasr.sources.wav2vec2.masking import fresh_embedding, guard_masking, set_time_masking
 from quantasr.sources.wav2vec2.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend, frontend_from_dict
 from quantasr.speech.tokenizer import CtcTokenizer
@@ -123,6 +125,7 @@ def _assemble(
     }
     config = json.loads(module.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)  # where it happened to lie
+    guard_masking(module)
     return CtcModel(
         name=name,
         family=FAMILIES[module.config.model_type],
@@ -134,6 +137,7 @@ def _assemble(
         frame_seconds=_frame_samples(module.config, frontend) / frontend.sample_rate,
         min_samples=_min_samples(module.config, frontend),
         rewrite=rewrite,
+        time_masking=partial(set_time_masking, module),
         provenance=provenance,
         files={
             "config.json": json.dumps(config, indent=1).encode(),
@@ -161,6 +165,9 @@ def _load_weights(where: str, config: Any, hub: dict[str, Any], trust: bool) -> 
         raise ModelLoadError(
             f"{where}: {len(missing)} weights are missing, the first is {sorted(missing)[0]}: is it fine-tuned for CTC?"
         )
+    for key in set(info["missing_keys"]) - set(missing):
+        embedding = module.get_parameter(key)
+        embedding.data = fresh_embedding(len(embedding))  # transformers' own is another one every time
     loaded: nn.Module = module.eval()
     return loaded
 

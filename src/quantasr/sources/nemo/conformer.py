@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -52,12 +54,18 @@ def _encoder(encoder: Any, audio_signal: Tensor, length: Tensor) -> tuple[Tensor
         x, length = encoder.pre_encode(x=x, lengths=length)
     if encoder.pos_enc.xscale:
         x = x * encoder.pos_enc.xscale
-    x, positions, bias, valid = _surroundings(encoder, x, length, first=True)
-    for index, layer in enumerate(encoder.layers):
-        x = layer(x=x, att_mask=bias, pos_emb=positions, pad_mask=valid)
+    context = _context(encoder)
+    positions, bias, valid = _surroundings(encoder, x, length, context)
+    if encoder.self_attention_model == "abs_pos":
+        x = x + positions
+    x = encoder.pos_enc.dropout(x)
+    for index, (layer, probability) in enumerate(zip(encoder.layers, encoder.layer_drop_probs, strict=True)):
+        before, x = x, layer(x=x, att_mask=bias, pos_emb=positions, pad_mask=valid)
+        if encoder.training and probability > 0:
+            x = _drop_layer(before, x, probability)
         if encoder.reduction_position == index:
             x, length = encoder.reduction_subsampling(x=x, lengths=length)
-            x, positions, bias, valid = _surroundings(encoder, x, length, first=False)
+            positions, bias, valid = _surroundings(encoder, x, length, context)
     if encoder.out_proj is not None:
         x = encoder.out_proj(x)
     if encoder.reduction_position == -1:
@@ -65,8 +73,22 @@ def _encoder(encoder: Any, audio_signal: Tensor, length: Tensor) -> tuple[Tensor
     return x.transpose(1, 2), length.to(torch.int64)
 
 
-def _surroundings(encoder: Any, x: Tensor, length: Tensor, first: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What each layer is told of its frames: the frames, encodings of positions, bias of scores, 1 for speech.
+def _context(encoder: Any) -> list[int]:
+    """Frames to the left and to the right that attention sees; in training drawn anew, if there are several."""
+    if encoder.training and len(encoder.att_context_size_all) > 1:
+        return list(random.choices(encoder.att_context_size_all, weights=encoder.att_context_probs)[0])
+    return list(encoder.att_context_size)
+
+
+def _drop_layer(before: Tensor, after: Tensor, probability: float) -> Tensor:
+    """Stochastic depth (arXiv 2102.03216), by a product, so that every weight has a gradient whatever is drawn."""
+    if torch.rand(1) < probability:
+        return after * 0.0 + before
+    return (after - before) / (1.0 - probability) + before
+
+
+def _surroundings(encoder: Any, x: Tensor, length: Tensor, context: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """What each layer is told of its frames: encodings of positions, bias of scores, 1 for speech.
 
     The bias is ``[batch, 1, 1 or frames, frames]``, the mask of speech ``[batch, 1, 1, frames]``.
     """
@@ -75,16 +97,17 @@ def _surroundings(encoder: Any, x: Tensor, length: Tensor, first: bool) -> tuple
     time = torch.arange(frames, dtype=torch.float32, device=x.device)
     if encoder.self_attention_model == "abs_pos":
         positions = _sinusoids(time, width)
-        x = x + positions if first else x
     else:  # from the farthest before a frame to the farthest behind it
         distances = torch.arange(2 * frames - 1, dtype=torch.float32, device=x.device)
         positions = _sinusoids((frames - 1) - distances, width)
+    if encoder.pos_enc.dropout_emb is not None:
+        positions = encoder.pos_enc.dropout_emb(positions)
     valid = within(length, frames)
     bias = (~valid)[:, None, None].to(x.dtype) * _MASKED
-    unseen = _unseen(encoder, time)
+    unseen = _unseen(encoder, time, context)
     if unseen is not None:
         bias = torch.minimum(bias, unseen.to(x.dtype) * _MASKED)
-    return x, positions, bias, valid[:, None, None].to(x.dtype)
+    return positions, bias, valid[:, None, None].to(x.dtype)
 
 
 def _sinusoids(positions: Tensor, width: int) -> Tensor:
@@ -92,14 +115,14 @@ def _sinusoids(positions: Tensor, width: int) -> Tensor:
 
     A cosine is a sine a quarter turn ahead: so they need not be woven together.
     """
-    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(-_MASKED) / width))
-    ahead = torch.tensor([0.0, math.pi / 2]).repeat(width // 2)
+    device = positions.device
+    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float32, device=device) * -(math.log(-_MASKED) / width))
+    ahead = torch.tensor([0.0, math.pi / 2], device=device).repeat(width // 2)
     return torch.sin(positions[:, None] * rates.repeat_interleave(2) + ahead)[None]
 
 
-def _unseen(encoder: Any, time: Tensor) -> Tensor | None:
+def _unseen(encoder: Any, time: Tensor, context: Sequence[int]) -> Tensor | None:
     """Boolean ``[frames, frames]``: what a frame (row) may not look at; None where it may look at everything."""
-    context: list[int] = list(encoder.att_context_size)
     if all(size < 0 for size in context):
         return None
     ahead = time[None, :] - time[:, None]
@@ -160,7 +183,10 @@ def _attention(
         scores = toward @ k + _shifted(along @ p)
     else:
         scores = _by_head(q, frames, part).transpose(1, 2) @ k
-    out = torch.softmax(scores + mask, -1) @ v
+    weights = torch.softmax(scores + mask, -1)
+    if part.training:
+        weights = part.dropout(weights)
+    out = weights @ v
     return part.linear_out(out.transpose(1, 2).reshape(-1, frames, part.h * part.d_k))  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,9 @@ def flat_convolution(conv: nn.Conv1d, x: Tensor, weight: Tensor, bias: Tensor | 
 
 
 def batch_norm(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """As the module's own ``forward`` in evaluation, for any number of axes behind the channels."""
+    """As the module's own ``forward``, for any number of axes behind the channels."""
+    if norm.training:
+        return nn.BatchNorm1d.forward(norm, x.flatten(2)).reshape(x.shape)
     return nn.functional.batch_norm(
         x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
     )

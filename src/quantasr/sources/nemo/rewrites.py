@@ -79,7 +79,8 @@ def _convolutional_encoder(encoder: Any, masks: Masks, audio_signal: Tensor, len
 
 def _masked_convolution(layer: Any, masks: Masks, x: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
     """On ``[batch, channels, 1, time]``."""
-    if layer.use_mask and layer.conv.kernel_size != (1,):
+    # In training the norm behind a convolution of one frame makes its statistics of the padding too.
+    if layer.use_mask and (layer.conv.kernel_size != (1,) or layer.training):
         x = x * masks.valid(lens, x)
     if layer.pad_layer is not None:
         x = layer.pad_layer(x)

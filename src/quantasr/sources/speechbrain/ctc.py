@@ -19,6 +19,7 @@ from quantasr.sources.speechbrain.frames import Frames, measure_frames
 from quantasr.sources.speechbrain.interface import load_errors, quiet
 from quantasr.sources.speechbrain.rewrites import rewrite
 from quantasr.sources.speechbrain.tokenizer import read_tokenizer
+from quantasr.sources.wav2vec2.masking import guard_masking, set_time_masking
 from quantasr.speech.frontend import Frontend
 
 
@@ -132,6 +133,8 @@ def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBr
         blank = blank_of(where, decoding, frames.outputs)
         tokenizer = read_tokenizer(where, interface.tokenizer, frames.outputs, blank, word_delimiter(decoding))
         decoder = read_decoder(where, decoding)
+    if head.lobe:
+        guard_masking(modules)
     return SpeechBrainCtc(
         name=str(provenance.get("name") or Path(where).name),
         family="speechbrain_wav2vec2" if head.lobe else "speechbrain_crdnn",
@@ -144,6 +147,7 @@ def load_ctc(interface: Any, where: str, provenance: dict[str, Any]) -> SpeechBr
         frame_seconds=frames.seconds,
         min_samples=frames.min_samples,
         rewrite=rewrite,
+        time_masking=partial(set_time_masking, modules) if head.lobe else None,
         provenance={**provenance, "architecture": "EncoderASR", "parameters": _parameters(modules)},
         own_decoder=decoder,
         interface=interface,

@@ -91,7 +91,8 @@ def _wavlm_attention(
     scores = torch.matmul(q, k.transpose(2, 3)) + gated_position_bias.reshape(batch, heads, frames, frames)
     if attention_mask is not None:
         scores = scores.masked_fill(attention_mask.ne(1)[:, None, None, :], torch.finfo(scores.dtype).min)
-    context = torch.matmul(torch.softmax(scores, dim=-1), v)
+    weights = nn.functional.dropout(torch.softmax(scores, dim=-1), attention.dropout, attention.training)
+    context = torch.matmul(weights, v)
     return attention.out_proj(context.transpose(1, 2).reshape(batch, frames, width)), None
 
 
@@ -122,7 +123,7 @@ def _relative_key_attention(
     scores = torch.matmul(q, k.transpose(2, 3)) * attention.scaling + bias * attention.scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    context = torch.matmul(torch.softmax(scores, dim=-1), v)
+    context = torch.matmul(attention.dropout(torch.softmax(scores, dim=-1)), v)
     return attention.linear_out(context.transpose(1, 2).reshape(batch, frames, width)), None
 
 
