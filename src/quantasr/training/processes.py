@@ -146,8 +146,10 @@ def _accelerator(precision: str) -> Accelerator:
     mixed = {"fp32": "no"}.get(precision, precision)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state()  # it is one for the whole process: an earlier training had another precision
-    # Apple's GPU has no CTC loss.
-    on_cpu = torch.backends.mps.is_available()
+    # Said here, because started as several processes without a GPU, Accelerate would let each run alone. And Apple's GPU
+    # has no CTC loss.
+    device = torch.accelerator.current_accelerator()
+    on_cpu = device is None or device.type == "mps"
     if precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("precision = 'fp16' needs a GPU: on the CPU take bf16 or fp32")
     accelerator = Accelerator(
