@@ -118,8 +118,8 @@ class Checks:
 
     def _too_short(self, encoder: LabelEncoder, text: str, seconds: float) -> str | None:
         frames = int(seconds / self.model.frame_seconds)
-        # Twice the characters, and a mark for each word, is more than any labels need.
-        if 3 * len(text) + _SPARE_FRAMES <= frames:
+        # A label for each character, and a blank before it, is more than any labels need.
+        if 2 * len(text) + _SPARE_FRAMES <= frames:
             return None
         ids = encoder.encode(text)
         if not ids:

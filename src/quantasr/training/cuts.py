@@ -40,7 +40,8 @@ class CutUtterance(Utterance):
         """Its samples, mono ``[time]``, channels averaged."""
         from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 
-        cut = _deserialize(self.cut, self.source)
+        # A copy, because Lhotse takes the row apart.
+        cut = _deserialize(json.loads(json.dumps(self.cut)), self.source)
         try:
             samples = cut.resample(sample_rate).load_audio()
         except (AudioLoadingError, DurationMismatchError, OSError, *_MALFORMED) as error:
@@ -89,14 +90,12 @@ def read_lhotse(path: Path, trust: bool = False) -> Iterator[Utterance]:
 
 def _utterances(row: dict[str, Any], source: str, path: Path, trust: bool) -> Iterator[Utterance]:
     cut = _deserialize(row, source)
-    if len(cut.supervisions) <= 1:
-        yield _utterance(cut, row, source, path, trust)
-        return
-    for part in cut.trim_to_supervisions(keep_overlapping=False):
-        yield _utterance(part, part.to_dict(), source, path, trust)
+    parts = [cut] if len(cut.supervisions) <= 1 else cut.trim_to_supervisions(keep_overlapping=False)
+    for part in parts:
+        yield _utterance(part, source, path, trust)
 
 
-def _utterance(cut: Any, row: dict[str, Any], source: str, path: Path, trust: bool) -> Utterance:
+def _utterance(cut: Any, source: str, path: Path, trust: bool) -> Utterance:
     said = cut.supervisions[0] if cut.supervisions else None
     recordings = _recordings(cut)
     sources = [place for recording in recordings for place in recording.sources]
@@ -120,16 +119,14 @@ def _utterance(cut: Any, row: dict[str, Any], source: str, path: Path, trust: bo
         "language": None if said is None else said.language,
         "source": source,
     }
-    if _is_plain(row, recordings):
-        return Utterance(**fields)
-    return CutUtterance(**fields, cut=row)
+    return Utterance(**fields) if _is_plain(cut) else CutUtterance(**fields, cut=cut.to_dict())
 
 
-def _is_plain(row: dict[str, Any], recordings: list[Any]) -> bool:
+def _is_plain(cut: Any) -> bool:
     """Whether a cut is a part of a mono file, as it lies there."""
-    if row.get("type") not in ("MonoCut", "Cut") or len(recordings) != 1:
+    if type(cut).__name__ != "MonoCut":
         return False
-    (recording,) = recordings
+    recording = cut.recording
     one = len(recording.sources) == 1 and recording.sources[0].type == "file"
     return one and not recording.transforms and recording.num_channels == 1
 
@@ -167,13 +164,13 @@ def _supervised(path: Path, trust: bool) -> Iterator[Utterance]:
 
 
 def _deserialize(row: dict[str, Any], source: str) -> Any:
+    """The cut of a row, which is taken apart."""
     try:
         from lhotse.serialization import deserialize_item
     except ImportError as error:
         raise MissingExtraError("Lhotse's manifests need Lhotse: pip install 'quantasr[train]'") from error
     try:
-        # A copy, because Lhotse takes the row apart.
-        return deserialize_item(json.loads(json.dumps(row)))
+        return deserialize_item(row)
     except _MALFORMED as error:
         raise ManifestError(f"{source}: is not a cut that Lhotse reads ({error!r}): write it with Lhotse") from error
 

@@ -120,7 +120,7 @@ class TrainingData:
         if validation is not None and options.holdout:
             raise TrainingError(f"{validation}: a validation manifest and holdout exclude each other: take one away")
         if encoder is None and needs_text and isinstance(model, CtcModel):
-            encoder = LabelEncoder(model.tokenizer)
+            encoder = LabelEncoder.of(model)
         augmenter = Augmenter(options.augment, model.sample_rate, seed, trust=trust)
         others = dict(apart_from or {})
         held = [] if validation is None else list(stream_utterances(validation, format="auto", trust=trust))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
+from operator import eq
 from typing import Any
 
 from quantasr.errors import MissingExtraError, ModelLoadError
+from quantasr.sources.asr_model import CtcModel
 from quantasr.speech.tokenizer import WORD_START, CtcTokenizer
 
 _WORDS_KEPT = 200_000
-_UNREACHABLE = (float("inf"), 0)
+_NO_TEXT = re.compile("<.+>")
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class LabelEncoder:
@@ -30,11 +33,18 @@ class LabelEncoder:
         self._pieces = tokenizer.kind == "pieces"
         self._ids = _usable(tokenizer)
         self._longest = max(map(len, self._ids), default=0)
-        self._characters = frozenset("".join(self._ids)) - {WORD_START}
+        self._alone = frozenset(token for token in self._ids if len(token) == 1)
+        self._bytes = _bytes(tokenizer)
         self._case = _case(tokenizer, self._ids)
         self._delimiter = _delimiter(tokenizer, self._ids)
         self._model: Any = _open(sentencepiece) if sentencepiece is not None and self._pieces else None
         self._word = lru_cache(_WORDS_KEPT)(self._cut_word)
+
+    @classmethod
+    def of(cls, model: CtcModel) -> LabelEncoder:
+        """With the model's own SentencePiece model, where it is among its files."""
+        content = [content for name, content in model.files.items() if name.endswith(".model")]
+        return cls(model.tokenizer, content[0] if len(content) == 1 else None)
 
     def normalize(self, text: str) -> str:
         """``text`` with single spaces, in the case of the vocabulary."""
@@ -59,6 +69,9 @@ class LabelEncoder:
 
         A space is one of them where a vocabulary of characters has no word delimiter.
         """
+        strange = set(self._in_case(text)) - self._alone
+        if (self._pieces or self._delimiter is not None) and all(map(str.isspace, strange)):
+            return Counter()
         if self._model is not None:
             return self._unknown_pieces(" ".join(text.split()))
         lost: Counter[str] = Counter()
@@ -69,12 +82,11 @@ class LabelEncoder:
             lost[" "] += len(words) - 1
         return lost
 
-    def _lost(self, word: str) -> Iterable[str]:
-        if not self._word(self._in_case(word))[1]:
-            return ()
-        # Which of the original's characters these are: a change of case may make two of one.
-        named = [c for c in word if self._word(self._in_case(c))[1] and not set(self._in_case(c)) <= self._characters]
-        return named or self._word(self._in_case(word))[1]
+    def _lost(self, word: str) -> list[str]:
+        cased = self._in_case(word)
+        # A change of case may make two characters of one; then they are named as they became.
+        named = word if len(word) == len(cased) else cased
+        return [named[at] for at in self._word(cased)[1]]
 
     def _unknown_pieces(self, text: str) -> Counter[str]:
         unknown = int(self._model.unk_id())
@@ -85,14 +97,22 @@ class LabelEncoder:
     def _in_case(self, text: str) -> str:
         return text.upper() if self._case == "upper" else text.lower() if self._case == "lower" else text
 
-    def _cut_word(self, word: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """The ids of one word, and the characters of it that had to be left out."""
-        marked = WORD_START + word if self._pieces and word else word
-        greedy = self._greedy(marked)
+    def _cut_word(self, word: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids of one word, and the places of characters that had to be left out."""
+        mark = WORD_START if self._pieces else ""
+        greedy = self._greedy(mark + word)
         if greedy is not None:
             return tuple(greedy), ()
-        best = self._fewest(marked)
-        return tuple(i for _, i in best if i is not None), tuple(c for c, i in best if i is None and c != WORD_START)
+        ids: list[int] = []
+        lost = []
+        for at, piece in self._fewest(mark + word):
+            i = self._ids.get(piece)
+            spelt = [i] if i is not None else [self._bytes.get(byte) for byte in piece.encode()]
+            if None not in spelt:
+                ids += [i for i in spelt if i is not None]
+            elif piece != WORD_START:
+                lost.append(at - len(mark))
+        return tuple(ids), tuple(lost)
 
     def _greedy(self, text: str) -> list[int] | None:
         ids, at = [], 0
@@ -107,42 +127,48 @@ class LabelEncoder:
             at = end
         return ids
 
-    def _fewest(self, text: str) -> list[tuple[str, int | None]]:
-        """Pieces that leave out as few characters as possible, and are as few as possible."""
-        # best[at]: what is to come costs (characters left out, pieces), and where the next piece ends.
-        best: list[tuple[tuple[float, int], int]] = [((0, 0), 0)]
+    def _fewest(self, text: str) -> list[tuple[int, str]]:
+        """Pieces and where they begin: as few characters left out as possible, and as few pieces."""
+        # Of each place, from the end: what is to come costs (characters left out, pieces), where its piece ends.
+        best: list[tuple[tuple[int, int], int]] = [((0, 0), len(text))]
         for at in range(len(text) - 1, -1, -1):
-            options = []
-            for end in range(min(len(text), at + self._longest), at, -1):
+            (lost, count), _ = best[len(text) - at - 1]
+            options = [((lost + (text[at] not in self._ids), count + 1), at + 1)]
+            for end in range(at + 2, min(len(text), at + self._longest) + 1):
                 if text[at:end] in self._ids:
                     (lost, count), _ = best[len(text) - end]
                     options.append(((lost, count + 1), end))
-            (lost, count), _ = best[len(text) - at - 1]
-            options.append(((lost + 1, count), at + 1))
-            best.append(min(options, key=lambda option: option[0]))
+            best.append(min(options, key=lambda option: (option[0], -option[1])))
         pieces, at = [], 0
         while at < len(text):
             end = best[len(text) - at][1]
-            pieces.append((text[at:end], self._ids.get(text[at:end])))
+            pieces.append((at, text[at:end]))
             at = end
         return pieces
 
 
 def frames_needed(ids: Sequence[int]) -> int:
     """How many frames CTC needs for ``ids``: one each, and a blank between two that are equal."""
-    return len(ids) + sum(left == right for left, right in pairwise(ids))
+    return len(ids) + sum(map(eq, ids, ids[1:]))
 
 
 def _usable(tokenizer: CtcTokenizer) -> dict[str, int]:
     """Tokens that text may become. What stands for no text, or for all that is unknown, is not among them."""
     left_out = {tokenizer.blank_id, *tokenizer.special_ids} - tokenizer.delimiter_ids
     named = {tokenizer.unk_token, *(() if tokenizer.kind == "pieces" else (tokenizer.word_delimiter,))}
-    unknown = f"{WORD_START}\u2047{WORD_START}"
+    named.add(f"{WORD_START}\u2047{WORD_START}")
     return {
         token: i
         for i, token in enumerate(tokenizer.tokens)
-        if token and i not in left_out and token not in named and token != unknown
+        if token and i not in left_out and token not in named and not _NO_TEXT.fullmatch(token)
     }
+
+
+def _bytes(tokenizer: CtcTokenizer) -> dict[int, int]:
+    """Byte -> the piece that stands for it, where a vocabulary spells out what it lacks."""
+    if not tokenizer.byte_fallback:
+        return {}
+    return {int(found[1], 16): i for i, token in enumerate(tokenizer.tokens) if (found := _BYTE.fullmatch(token))}
 
 
 def _delimiter(tokenizer: CtcTokenizer, usable: dict[str, int]) -> int | None:
@@ -155,7 +181,7 @@ def _delimiter(tokenizer: CtcTokenizer, usable: dict[str, int]) -> int | None:
 
 def _case(tokenizer: CtcTokenizer, usable: dict[str, int]) -> str | None:
     """The only case that the vocabulary's letters have. ``lowercase`` means that its texts were upper-cased."""
-    letters = [c for token in usable if not (token.startswith("<") and token.endswith(">")) for c in token]
+    letters = [c for token in usable for c in token]
     upper, lower = any(c.isupper() for c in letters), any(c.islower() for c in letters)
     if upper != lower:
         return "upper" if upper else "lower"

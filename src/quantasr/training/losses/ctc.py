@@ -43,7 +43,7 @@ class CtcLoss:
     def __init__(
         self, model: CtcModel, *, spec_augment: SpecAugment | None = None, encoder: LabelEncoder | None = None
     ) -> None:
-        self.encoder = encoder or LabelEncoder(model.tokenizer)
+        self.encoder = encoder or LabelEncoder.of(model)
         self._blank = model.tokenizer.blank_id
         self._features = BatchFeatures(model, spec_augment)
 
