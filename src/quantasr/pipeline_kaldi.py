@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from quantasr.recipes.recipe import QConfig, Rule
 from quantasr.sources.kaldi.build import build_network
 from quantasr.sources.kaldi.folder import find_model
 from quantasr.sources.kaldi.requantize import Rounded, requantized, weight_field
-
-_TRAINING = shutil.ignore_patterns("egs*", "decode*", "log", "cache.*", "[0-9]*.mdl")
-"""What a training leaves in an experiment's folder and no decoder reads."""
+from quantasr.sources.kaldi.save import copy_with
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,7 @@ def requantize(
     if source.is_dir():
 
         def fill(folder: Path) -> None:
-            shutil.copytree(source, folder, ignore=_TRAINING, dirs_exist_ok=True)
-            (folder / path.relative_to(source)).unlink()  # a copy of a link's target, perhaps read-only
-            write_model(new, folder / path.relative_to(source))
+            copy_with(new, source, path, folder)
 
         create(target, fill)
     else:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.model import read_model
@@ -14,7 +14,7 @@ from quantasr.sources.asr_model import LatticeModel
 from quantasr.sources.kaldi.build import build_network
 from quantasr.sources.kaldi.folder import find_model
 from quantasr.sources.kaldi.network import KaldiNetwork
-from quantasr.sources.kaldi.training import constrain
+from quantasr.sources.kaldi.training import constrain, keep_zeros
 
 XENT = "output-xent"
 BRANCH = "xent_branch"
@@ -25,6 +25,7 @@ class KaldiModel(LatticeModel):
     """A :class:`LatticeModel` of Kaldi's. ``transitions`` says what its outputs are; None of a ``.raw`` network."""
 
     transitions: TransitionModel | None = None
+    _branch: nn.Module | None = field(default=None, init=False, repr=False)
 
     @property
     def network(self) -> KaldiNetwork:
@@ -67,7 +68,15 @@ class KaldiModel(LatticeModel):
 
     def finish_training(self) -> None:
         """Take the cross-entropy branch off again, before ``module`` is exported or quantized."""
-        self.module._modules.pop(BRANCH, None)
+        self._branch = self.module._modules.pop(BRANCH, None) or self._branch
+        for network in self.networks:
+            keep_zeros(network)
+
+    @property
+    def networks(self) -> list[KaldiNetwork]:
+        """``module``, and the cross-entropy branch if there is one."""
+        branch = self.module._modules.get(BRANCH, self._branch)
+        return [self.network, *([branch] if isinstance(branch, KaldiNetwork) else [])]
 
     def train_outputs(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Scores ``[batch, frames, pdfs]``, frame counts ``[batch]``, and the cross-entropy branch's log-posteriors.
@@ -83,6 +92,10 @@ class KaldiModel(LatticeModel):
             xent = branch.result(branch.values(features, known))
         return scores, self.frame_counts(lengths), xent
 
-    def after_step(self, step: int) -> None:
-        """To be called after optimizer step ``step``, from 1 on: weights that must be semi-orthogonal come closer."""
-        constrain(self.network, step)
+    def constrain(self, steps: int) -> None:
+        """To be called after each optimizer step, or before the next: weights that must be semi-orthogonal come closer.
+
+        ``steps`` is how many have been taken.
+        """
+        for network in self.networks:
+            constrain(network, steps)

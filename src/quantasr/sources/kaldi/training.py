@@ -14,22 +14,19 @@ EVERY = 4
 
 
 @torch.no_grad()
-def constrain(network: KaldiNetwork, step: int) -> None:
-    """After optimizer step ``step``, from 1 on: every fourth time, make constrained weights more semi-orthogonal.
+def constrain(network: KaldiNetwork, steps: int) -> None:
+    """After ``steps`` optimizer steps: every fourth time, make constrained weights more semi-orthogonal.
 
     Povey et al., "Semi-orthogonal low-rank matrix factorization for deep neural networks" (Interspeech 2018), as
     Kaldi's ConstrainOrthonormal; which weights, each component's OrthonormalConstraint says.
     """
-    for module in network.modules():
-        if isinstance(module, TimeHeight):
-            _keep_zeros(module)
-    if step % EVERY:
+    keep_zeros(network)
+    if steps % EVERY or not steps:
         return
-    for part in (network, *(m for m in network.modules() if isinstance(m, KaldiNetwork) and m is not network)):
-        for path, scale in part.orthonormal.items():
-            if path in part.paths.values():
-                weight = trained_weight(part.get_submodule(path))
-                weight.copy_(semi_orthogonal(weight.flatten(1), scale).view_as(weight))
+    for path, scale in network.orthonormal.items():
+        if path in network.paths.values():
+            weight = trained_weight(network.get_submodule(path))
+            weight.copy_(semi_orthogonal(weight.flatten(1), scale).view_as(weight))
 
 
 def semi_orthogonal(matrix: Tensor, scale: float) -> Tensor:
@@ -63,10 +60,12 @@ def trained_weight(layer: nn.Module) -> Tensor:
     return layer.weight
 
 
-def _keep_zeros(layer: TimeHeight) -> None:
-    """Places of the kernel that the component does not have stay zero."""
-    weight = trained_weight(layer)
-    kept = torch.zeros_like(weight)
-    for place in layer.places:
-        kept[:, :, *place] = 1
-    weight.mul_(kept)
+@torch.no_grad()
+def keep_zeros(network: KaldiNetwork) -> None:
+    """Let the places of a convolution's kernel that its component does not have stay zero."""
+    for layer in (part for part in network.modules() if isinstance(part, TimeHeight)):
+        weight = trained_weight(layer)
+        kept = torch.zeros_like(weight)
+        for place in layer.places:
+            kept[:, :, *place] = 1
+        weight.mul_(kept)

@@ -42,11 +42,12 @@ _KEPT = 20_000
 class GraphChoice:
     """Where the graphs come from.
 
-    ``lexicon``: None for ``lexicon.txt`` or ``lexiconp.txt`` in the model's folder. ``denominator``: a ``den.fst``;
+    ``lexicon``: None for ``lexiconp.txt`` or ``lexicon.txt`` in the model's folder. ``denominator``: a ``den.fst``;
     None for that in the model's folder, or one made of what is said in training. ``alignments``: a folder with
-    ``ali.*.gz`` and their ``final.mdl``; None for numerators from transcripts. ``silence``: the phone that may
-    stand around words; None for SIL, if the model has it, and "" for none. ``order`` and ``states``: of the phone language model behind a
-    denominator that is made.
+    ``ali.*.gz`` and their ``final.mdl``; None for numerators from transcripts. ``silence``: the phone that may stand
+    around words; None for SIL, if the model has it, and "" for none. ``order`` and ``states``: of the phone language
+    model behind a denominator that is made. ``tolerance``: by how many frames a phone may begin before and end behind
+    what the alignment says.
     """
 
     lexicon: str | Path | None = None
