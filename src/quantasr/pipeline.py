@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,47 +101,71 @@ def quantize(
             f"quantize it with --engine {TORCH}"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        return _quantize_graph(
-            model, output, utterances, chosen, Path(scratch), overwrite=overwrite, progress=progress, say=say
-        )
+        original = Original.of(model, utterances, Path(scratch), say)
+        prepared = prepare(model, chosen)
+        say(f"calibrating on {len(utterances)} utterances")
+        waves = Waves(utterances, model.sample_rate)
+        calibrate(prepared, waves, progress=progress)
+        convert(prepared)
+        return write_artifact(prepared, original, output, utterances, sum(waves.seconds), overwrite=overwrite, say=say)
 
 
-def _quantize_graph(
-    model: FrameModel,
+@dataclass(frozen=True)
+class Original:
+    """What the float original gives: its ``graph``, and ``logprobs`` of some ``speech`` to compare others with."""
+
+    graph: Path
+    speech: list[Waveform]
+    logprobs: list[NDArray[np.float32]]
+    parity: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, model: FrameModel, utterances: Sequence[Utterance], scratch: Path, say: Callable[[str], None]
+    ) -> Original:
+        """Export ``model`` into ``scratch``; :class:`ArtifactError` if the graph differs from it."""
+        say(f"exporting the float graph of {model.name}")
+        longest = round(_PARITY_SECONDS * model.sample_rate)
+        speech = [u.load(model.sample_rate)[:longest] for u in utterances[:_PARITY_UTTERANCES]]
+        logprobs = model.logprobs(speech)
+        graph = scratch / GRAPH
+        save_graph(export_float(model), graph)
+        return cls(graph, speech, logprobs, {"float": _check_float(model, graph, speech, logprobs).to_dict()})
+
+
+def write_artifact(
+    prepared: Prepared,
+    original: Original,
     output: Path,
     utterances: Sequence[Utterance],
-    recipe: Recipe,
-    scratch: Path,
+    seconds: float,
     *,
-    overwrite: bool,
-    progress: bool,
-    say: Callable[[str], None],
+    heard: Sequence[Utterance] = (),
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
-    say(f"exporting the float graph of {model.name}")
-    longest = round(_PARITY_SECONDS * model.sample_rate)
-    speech = [u.load(model.sample_rate)[:longest] for u in utterances[:_PARITY_UTTERANCES]]
-    original = model.logprobs(speech)
-    float_graph = scratch / GRAPH
-    save_graph(export_float(model), float_graph)
-    parity = {"float": _check_float(model, float_graph, speech, original).to_dict()}
+    """Export a converted model and keep it, if on every engine it does what its simulation does.
 
-    prepared = prepare(model, recipe)
-    say(f"calibrating on {len(utterances)} utterances")
-    waves = Waves(utterances, model.sample_rate)
-    calibrate(prepared, waves, progress=progress)
-    convert(prepared)
+    ``utterances`` of ``seconds`` in all are what it was calibrated on, ``heard`` what else it must not be measured on;
+    ``provenance`` is added to the artifact's. Raises :class:`ArtifactError` and :class:`EngineError`.
+    """
+    assert isinstance(prepared.model, FrameModel)
+    model = prepared.model
+    parity = dict(original.parity)
 
     def fill(folder: Path) -> None:
         say("exporting the quantized graph")
         save_graph(export_quantized(prepared), folder / GRAPH)
         say("comparing the graph with its simulation")
-        parity.update(_check_quantized(model, prepared, folder / GRAPH, speech, original))
-        write_parts(folder, prepared, [row.to_dict() for row in prepared.plan], utterances)
-        described = describe(prepared, folder, parity, len(utterances), sum(waves.seconds))
+        parity.update(_check_quantized(model, prepared, folder / GRAPH, original))
+        write_parts(folder, prepared, [row.to_dict() for row in prepared.plan], [*utterances, *heard])
+        described = describe(prepared, folder, parity, len(utterances), seconds)
         say("timing the graph against float")
-        graph_bytes, float_bytes = _graph_bytes(folder), _graph_bytes(scratch)
+        graph_bytes, float_bytes = _graph_bytes(folder), _graph_bytes(original.graph.parent)
         sizes = {"graph_bytes": graph_bytes, "float_graph_bytes": float_bytes, "ratio": graph_bytes / float_bytes}
-        replace(described, measured={**sizes, **gain(described, float_graph).to_dict()}).write_manifest()
+        measured = {**sizes, **gain(described, original.graph).to_dict()}
+        replace(described, provenance=described.provenance | dict(provenance or {}), measured=measured).write_manifest()
 
     create(output, fill, overwrite=overwrite)
     return Artifact.load(output)
@@ -181,17 +205,12 @@ def _graph_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob(f"{GRAPH}*"))
 
 
-def _check_quantized(
-    model: FrameModel,
-    prepared: Prepared,
-    graph: Path,
-    speech: Sequence[Waveform],
-    original: Sequence[NDArray[np.float32]],
-) -> dict[str, Any]:
+def _check_quantized(model: FrameModel, prepared: Prepared, graph: Path, original: Original) -> dict[str, Any]:
     """Compare the quantized graph, on every engine in fp32, with its simulation and with the original."""
+    speech = original.speech
     with prepared.active(Phase.SIMULATE):
         simulation = model.logprobs(speech)
-    rows: dict[str, Any] = {"simulation_to_original": agreement(simulation, original).to_dict()}
+    rows: dict[str, Any] = {"simulation_to_original": agreement(simulation, original.logprobs).to_dict()}
     wanted = prepared.recipe.engine
     failures = {}
     for engine in ENGINES:

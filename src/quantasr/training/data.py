@@ -166,6 +166,11 @@ class TrainingData:
         """How many utterances are trained on."""
         return len(self._chosen)
 
+    @property
+    def utterances(self) -> Iterator[Utterance]:
+        """What is trained on, one by one."""
+        return (self._store[int(i)] for i in self._chosen)
+
     def batches(self, first: int, last: int) -> Iterator[list[Recording]]:
         """The recordings of every step from ``first`` to ``last - 1``, as the seed and the step have it."""
         for step in range(first, last):

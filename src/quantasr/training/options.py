@@ -33,7 +33,8 @@ class TrainOptions:
     clipped to a norm of ``clip`` (0: not).
 
     ``precision`` of the computing; weights stay fp32. ``freeze``: patterns of modules, as in recipes, that are not
-    trained, and whose batch norms keep their statistics.
+    trained, and whose batch norms keep their statistics. The other batch norms take the statistics of each batch for
+    ``freeze_norms_after`` steps, and keep them from then on (0: from the start).
 
     Validation every ``validate_every`` steps and at the end (0: never); ``best_by`` names the figure that decides which
     is best (``""``: the first of wer and loss that there is); after ``patience`` validations without a better one
@@ -64,6 +65,7 @@ class TrainOptions:
     clip: float = 1.0
     precision: str = "fp32"
     freeze: tuple[str, ...] = ()
+    freeze_norms_after: int = 0
     seed: int = 0
     validate_every: int = 200
     best_by: str = ""
@@ -162,6 +164,7 @@ _FROM_ZERO = (
     "weight_decay",
     "warm_up",
     "clip",
+    "freeze_norms_after",
     "seed",
     "validate_every",
     "patience",

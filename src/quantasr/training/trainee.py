@@ -33,8 +33,11 @@ class Trainee(nn.Module):
         self._update()
 
     def forward(self, features: Tensor, lengths: Tensor) -> Output:
-        """``[batch, time]`` or ``[batch, frames, bins]``, and rows of each recording ``[batch]``."""
-        with self.qat.rounding() if self.qat is not None else nullcontext():
+        """``[batch, time]`` or ``[batch, frames, bins]``, and rows of each recording ``[batch]``.
+
+        In eval mode quantizers do as they were told, by :meth:`QatState.settled` for one.
+        """
+        with self.qat.rounding() if self.qat is not None and self.training else nullcontext():
             return Output(*self._model.train_outputs(features, lengths))
 
     def train(self, mode: bool = True) -> Trainee:
