@@ -143,7 +143,8 @@ def change_speed(wave: Waveform, speed: float, sample_rate: int) -> Waveform:
 
 def coloured_noise(samples: int, slope: float, random: np.random.Generator) -> Waveform:
     """Noise whose power falls with frequency ** ``slope``: 0 white, 1 pink, 2 brown; without its mean."""
-    spectrum = np.fft.rfft(random.standard_normal(max(2, samples)))
-    frequencies = np.arange(len(spectrum), dtype=np.float64)
-    frequencies[0] = np.inf
-    return np.fft.irfft(spectrum * frequencies ** (-slope / 2), max(2, samples))[:samples].astype(np.float32)
+    length = max(2, samples)
+    spectrum = np.fft.rfft(random.standard_normal(length))
+    spectrum[0] = 0
+    spectrum[1:] *= np.arange(1, len(spectrum)) ** (-slope / 2)
+    return np.fft.irfft(spectrum, length)[:samples].astype(np.float32)
