@@ -33,7 +33,7 @@ class TinyNet(nn.Module):
         return Output(self.last(self.dropout(x)) * self.log_scale.exp(), lengths)
 
 
-class SquaredError:
+class Distance:
     """The squared distance of each frame from the mean of its bins; the weight is the number of frames."""
 
     name = "squared"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_training import Recordings, SquaredError, TinyNet
+from tiny_training import Distance, Recordings, TinyNet
 from two_processes import OPTIONS, UNEVEN
 
 from quantasr.training.loop import TrainResult, train
@@ -47,9 +47,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dic
     return first, second
 
 
-def alone(tmp_path: Path, source: Recordings, loss: SquaredError | None = None) -> tuple[TinyNet, TrainResult]:
+def alone(tmp_path: Path, source: Recordings, loss: Distance | None = None) -> tuple[TinyNet, TrainResult]:
     net = TinyNet()
-    return net, train(net, loss or SquaredError(), source, OPTIONS, Run(tmp_path / "one"), say=lambda line: None)
+    return net, train(net, loss or Distance(), source, OPTIONS, Run(tmp_path / "one"), say=lambda line: None)
 
 
 def assert_same(one: TinyNet, two: dict[str, Any], tolerance: float = 1e-6) -> None:
@@ -68,7 +68,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(found: Any, name: str,
 
 
 def test_a_nan_in_one_process_is_skipped_by_both(found: Any, tmp_path: Path) -> None:
-    net, result = alone(tmp_path, Recordings(), SquaredError(nan_at=("2-1",)))
+    net, result = alone(tmp_path, Recordings(), Distance(nan_at=("2-1",)))
     assert result.skipped == 1
     for process in found:
         assert process["nan"]["skipped"] == 1
@@ -95,7 +95,7 @@ def test_models_of_parallel_jobs_are_averaged(found: Any, tmp_path: Path) -> Non
         net = TinyNet()
         stop = StopAt(4)
         with pytest.raises(KeyboardInterrupt):
-            train(net, SquaredError(), Half(rank=rank), options, Run(tmp_path / str(rank)), on_step=stop, say=print)
+            train(net, Distance(), Half(rank=rank), options, Run(tmp_path / str(rank)), on_step=stop, say=print)
         nets.append(net.state_dict())
     mean = {name: (value + nets[1][name]) / 2 for name, value in nets[0].items()}
     first, second = found
@@ -103,7 +103,7 @@ def test_models_of_parallel_jobs_are_averaged(found: Any, tmp_path: Path) -> Non
     # The second round begins from there: its first loss is that of the mean model on both halves.
     both = TinyNet()
     both.load_state_dict(mean)
-    loss = SquaredError()
+    loss = Distance()
     batch = loss.collate([r.load() for r in next(iter(Recordings().batches(4, 5)))], 0)
     with torch.no_grad():
         expected = float(loss(both(batch.features, batch.lengths), batch)) / batch.weight

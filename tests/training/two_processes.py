@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny_training import Recording, Recordings, SquaredError, TinyNet
+from tiny_training import Distance, Recording, Recordings, TinyNet
 
 from quantasr.errors import TrainingError
 from quantasr.training.loop import train
@@ -42,7 +42,7 @@ class Failing(Recordings):
 def main(out: Path) -> None:
     found: dict[str, Any] = {}
 
-    def run(name: str, options: TrainOptions, source: Recordings, loss: SquaredError, **more: Any) -> None:
+    def run(name: str, options: TrainOptions, source: Recordings, loss: Distance, **more: Any) -> None:
         net = TinyNet()
         with torch.no_grad():
             net.last.bias += Processes().rank  # processes that begin apart are brought together first
@@ -50,16 +50,16 @@ def main(out: Path) -> None:
         values = {key: value.tolist() for key, value in net.state_dict().items()}
         found[name] = {"losses": result.losses, "skipped": result.skipped, "weights": values}
 
-    run("even", OPTIONS, Recordings(), SquaredError())
-    run("uneven", OPTIONS, UNEVEN, SquaredError())
-    run("parts", replace(OPTIONS, accumulate=3), UNEVEN, SquaredError())
-    run("nan", OPTIONS, Recordings(), SquaredError(nan_at=("2-1",)))
-    run("models", replace(OPTIONS, sync="models", sync_every=4), Recordings(), SquaredError())
-    run("validated", replace(OPTIONS, validate_every=4), Recordings(), SquaredError(), validate=lambda: {"wer": 1.0})
+    run("even", OPTIONS, Recordings(), Distance())
+    run("uneven", OPTIONS, UNEVEN, Distance())
+    run("parts", replace(OPTIONS, accumulate=3), UNEVEN, Distance())
+    run("nan", OPTIONS, Recordings(), Distance(nan_at=("2-1",)))
+    run("models", replace(OPTIONS, sync="models", sync_every=4), Recordings(), Distance())
+    run("validated", replace(OPTIONS, validate_every=4), Recordings(), Distance(), validate=lambda: {"wer": 1.0})
     found["helpers"] = helpers()
     found["stopped"] = stopped_and_resumed(out / "stopped")
     try:
-        run("failing", OPTIONS, Failing(), SquaredError())
+        run("failing", OPTIONS, Failing(), Distance())
     except (TrainingError, OSError) as error:
         found["failing"] = str(error)
     (out / f"{Processes().rank}.json").write_text(json.dumps(found))
@@ -89,12 +89,12 @@ def stopped_and_resumed(folder: Path) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGINT)
 
     try:
-        train(TinyNet(), SquaredError(), UNEVEN, OPTIONS, Run(folder), on_step=ask, say=lambda line: None)
+        train(TinyNet(), Distance(), UNEVEN, OPTIONS, Run(folder), on_step=ask, say=lambda line: None)
     except KeyboardInterrupt:
         Processes().sum(0.0)  # the checkpoint is there
         at = [path.name for path in (folder / "checkpoints").iterdir()]
     net = TinyNet()
-    train(net, SquaredError(), UNEVEN, OPTIONS, Run(folder, resume=True), say=lambda line: None)
+    train(net, Distance(), UNEVEN, OPTIONS, Run(folder, resume=True), say=lambda line: None)
     return {"at": at, "weights": {key: value.tolist() for key, value in net.state_dict().items()}}
 
 
