@@ -44,7 +44,7 @@ _FINGERPRINTED = 20_000
 class Trained:
     """What came of a run: ``folder`` is the model or artifact, ``run`` what can be resumed.
 
-    ``before`` and ``after`` are the figures of validation (``wer`` or ``loss``): of the model before training, quantized
+    ``before`` and ``after`` are figures of validation (``wer`` or ``loss``): of the model before training, quantized
     where it is trained so, and of what came out.
     """
 

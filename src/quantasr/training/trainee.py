@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from quantasr.quantize.fold import BatchNorm
 from quantasr.quantize.training import QatState
 from quantasr.sources.asr_model import FrameModel
+from quantasr.sources.kaldi.layers import BatchNorm as KaldiBatchNorm
 from quantasr.training.batch import Output
 
 
@@ -67,5 +68,5 @@ class Trainee(nn.Module):
             if self.qat is not None:
                 self.qat.freeze_norms()
             for part in self.module.modules():
-                if isinstance(part, BatchNorm):
+                if isinstance(part, BatchNorm | KaldiBatchNorm):
                     part.eval()
