@@ -18,6 +18,7 @@ from tiny_training import Distance, Recordings, TinyNet
 from two_processes import OPTIONS, UNEVEN
 
 from quantasr.training.loop import TrainResult, train
+from quantasr.training.processes import started_alone
 from quantasr.training.run_folder import Run
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -140,3 +141,13 @@ def test_a_request_to_one_process_stops_both_after_the_same_step(found: Any) -> 
 def test_an_error_of_one_process_ends_the_other(found: Any) -> None:
     assert found[0]["failing"] == "another process has stopped: its own message says why"
     assert found[1]["failing"] == "cannot be read"
+
+
+def test_accelerate_s_launcher_for_cpus_starts_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What ``accelerate launch --cpu --num_processes 2`` sets (1.15)."""
+    assert started_alone() == ""
+    for name, value in (("ACCELERATE_USE_CPU", "True"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    train(TinyNet(), Distance(), Recordings(), OPTIONS, Run(tmp_path / "one"), say=said.append)
+    assert "starts one process: for several take --multi_gpu" in said[0]

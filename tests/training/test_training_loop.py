@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tiny_training import Distance, Recording, Recordings, TinyNet
 from torch import nn
 
 from quantasr.errors import TrainingError
+from quantasr.training import processes
 from quantasr.training.loop import TrainResult, train
 from quantasr.training.options import TrainOptions
 from quantasr.training.run_folder import Run
@@ -299,6 +301,31 @@ def test_fp16_needs_a_gpu(trained: Trained, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(TrainingError, match=r"fp16.*needs a GPU"):
         trained(replace(OPTIONS, precision="fp16"))
+
+
+def test_losses_too_large_for_fp16_are_scaled_less_and_that_is_resumed(
+    trained: Trained, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """On the CPU, which Accelerate does not take for fp16: with a scaler as it makes for GPUs."""
+    make = processes._accelerator
+
+    def scaled(precision: str) -> Any:
+        accelerator = make("bf16")
+        accelerator.state._shared_state["_mixed_precision"] = "fp16"
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=4)
+        return accelerator
+
+    monkeypatch.setattr(processes, "_accelerator", scaled)
+    options = replace(OPTIONS, steps=20, precision="fp16", checkpoint_every=10)
+    net, result = trained(options)
+    assert 1 <= result.skipped < 10
+    state = json.loads((tmp_path / "run/checkpoints/step-000010/state.json").read_text())
+    assert state["training"]["scaler"]["scale"] < 2.0**18
+    shutil.rmtree(tmp_path / "run/checkpoints/step-000020")
+    again = TinyNet()
+    resumed = train(again, Distance(), Recordings(), options, Run(tmp_path / "run", resume=True), say=lambda line: None)
+    assert same(net, again, 0)
+    assert resumed.skipped == result.skipped
 
 
 def test_bf16_computes_in_bf16_and_keeps_its_weights(trained: Trained) -> None:

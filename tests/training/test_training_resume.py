@@ -47,7 +47,7 @@ class Runs:
         resume: bool = False,
         options: TrainOptions = OPTIONS,
         at: Callable[[int], None] = lambda step: None,
-        identity: dict[str, str] | None = None,
+        identity: dict[str, Any] | None = None,
         net: TinyNet | None = None,
         figures: dict[int, float] = FIGURES,
     ) -> TrainResult:
@@ -154,6 +154,19 @@ def test_a_second_ctrl_c_ends_at_once(broken: Runs) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_and_then_a_request_to_end_is_no_second_ctrl_c(broken: Runs) -> None:
+    """So it comes from torchrun, which the terminal tells of Ctrl-C too."""
+
+    def both(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(at=both)
+    assert max(checkpoints_in(broken.folder)) == 3
+
+
 def test_patience_is_not_forgotten(broken: Runs) -> None:
     """One validation without a better figure before the stop, one after it."""
     options = replace(OPTIONS, validate_every=2, patience=2)
@@ -183,14 +196,24 @@ def test_resuming_what_has_not_begun_begins(unbroken: Runs, broken: Runs) -> Non
 
 def test_a_checkpoint_of_another_run_is_refused(unbroken: Runs) -> None:
     where = f"{unbroken.folder}/checkpoints/step-000010: a checkpoint of another run, which differs in "
-    for changed, words in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"identity": {"recipe": "b"}}, "recipe (b, was a)"),
+        ({"identity": {"recipe": "a", "data": {"holdout": "5%"}}}, "data.holdout (5%, was None)"),
         ({"options": replace(OPTIONS, rate=0.1, seed=3)}, "rate (0.1, was 0.05), seed (3, was 0)"),
         ({"net": TinyNet()}, "shapes of the weights"),
-    ):
+    ]
+    for changed, words in cases:
         with pytest.raises(TrainingError) as error:
             unbroken.run(resume=True, **changed)
         assert str(error.value) == where + words
+
+
+def test_what_identifies_a_run_may_hold_what_json_does_not(broken: Runs) -> None:
+    identity: Any = {"data": {"speeds": (0.9, 1.1), "noise": Path("noise")}, "recipe": "a"}
+    broken.run(identity=identity)
+    broken.run(identity=identity, resume=True)
+    with pytest.raises(TrainingError, match=r"differs in data.speeds \(\[0.9\], was \[0.9, 1.1\]\)"):
+        broken.run(identity={**identity, "data": {**identity["data"], "speeds": (0.9,)}}, resume=True)
 
 
 def test_what_does_not_change_the_numbers_may_be_changed(unbroken: Runs) -> None:

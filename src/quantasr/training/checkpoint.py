@@ -105,6 +105,17 @@ def alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table holds, and the tables in it, by dotted names; as JSON gives it back, without tuples and paths."""
+    rows: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            rows |= {f"{name}.{key}": inner for key, inner in flat(value).items()}
+        else:
+            rows[name] = json.loads(json.dumps(value, default=str))
+    return rows
+
+
 def differences(identity: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What differs between a run (``identity``) and a checkpoint (``other``), in words."""
     words = []

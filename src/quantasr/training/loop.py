@@ -17,7 +17,7 @@ from quantasr.training.batch import BatchSource, Loss
 from quantasr.training.checkpoint import TrainState
 from quantasr.training.optimizers import set_rate
 from quantasr.training.options import TrainOptions
-from quantasr.training.processes import Processes
+from quantasr.training.processes import Processes, started_alone
 from quantasr.training.reporting import reporter
 from quantasr.training.run_folder import Run
 from quantasr.training.schedules import rate_factor
@@ -76,6 +76,8 @@ def train(
         raise TrainingError("patience and best_by need validation: give a validation manifest, or leave them out")
     processes = Processes(options.precision)
     say = say if processes.is_main else _silent
+    if started_alone():
+        say(started_alone())
     session = Session(trainee, options, processes)
     session.open(run, say)
     state = session.state
@@ -141,14 +143,14 @@ def _count(
     state.skipped_in_a_row = state.skipped_in_a_row + 1 if taken.skipped else 0
     if taken.skipped:
         state.skipped += 1
-        say(f"step {state.step}: loss {taken.loss:.4g}, norm of the gradient {taken.norm:.4g}: skipped")
+        say(f"step {state.step}: loss {taken.mean:.4g}, norm of the gradient {taken.norm:.4g}: skipped")
         if state.skipped_in_a_row == SKIPS_IN_A_ROW:
             raise TrainingError(
                 f"{SKIPS_IN_A_ROW} steps in a row, up to step {state.step}, had no finite loss and gradient: lower the "
                 "rate, lengthen the warm-up, or train in fp32"
             )
     else:
-        losses[state.step] = taken.loss / taken.weight
+        losses[state.step] = taken.mean
         for name, value in (("loss", taken.loss), ("weight", taken.weight), ("norm", taken.norm), ("steps", 1.0)):
             state.since[name] = state.since.get(name, 0.0) + value
     for name, value in (("examples", float(taken.examples)), ("seconds", seconds)):

@@ -22,6 +22,8 @@ from quantasr.training.average import averages
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Where torchrun, Accelerate and the kinds of MPI say which process this is."""
 _TOGETHER = 25_000_000
 """Values that are sent in one go."""
 _PATIENCE = timedelta(hours=6)
@@ -30,7 +32,15 @@ _PATIENCE = timedelta(hours=6)
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks, also before training has begun."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(next((os.environ[name] for name in _RANKS if name in os.environ), "0")) == 0
+
+
+def started_alone() -> str:
+    """What to say when ``accelerate launch --cpu`` was asked for several processes, of which it starts but one."""
+    alone = "MASTER_ADDR" in os.environ and not any(name in os.environ for name in _RANKS)
+    if not alone or os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+        return ""
+    return "accelerate launch --cpu starts one process: for several take --multi_gpu instead (or torchrun)"
 
 
 class Processes:
@@ -146,8 +156,8 @@ def _accelerator(precision: str) -> Accelerator:
     mixed = {"fp32": "no"}.get(precision, precision)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state()  # it is one for the whole process: an earlier training had another precision
-    # Said here, because started as several processes without a GPU, Accelerate would let each run alone. And Apple's GPU
-    # has no CTC loss.
+    # Said here, because started as several processes without a GPU, Accelerate would let each run alone. And Apple's
+    # GPU has no CTC loss.
     device = torch.accelerator.current_accelerator()
     on_cpu = device is None or device.type == "mps"
     if precision == "fp16" and not torch.cuda.is_available():

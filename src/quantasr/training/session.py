@@ -12,7 +12,7 @@ from torch import nn
 
 from quantasr.errors import TrainingError
 from quantasr.training.average import average_checkpoints
-from quantasr.training.checkpoint import TrainState, checkpoint_folder
+from quantasr.training.checkpoint import TrainState, checkpoint_folder, flat
 from quantasr.training.optimizers import freeze, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from quantasr.training.options import HOW_NOT_WHAT, TrainOptions
 from quantasr.training.processes import Processes
@@ -113,12 +113,9 @@ class Session:
 
     def _identity(self, run: Run) -> dict[str, Any]:
         """What a run that goes on from a checkpoint of this one must have in common with it."""
-        options = {k: v for k, v in self.options.to_dict().items() if k not in HOW_NOT_WHAT}
+        options = {name: value for name, value in self.options.to_dict().items() if name not in HOW_NOT_WHAT}
         shapes = [f"{name} {tensor.dtype} {[*tensor.shape]}" for name, tensor in self.trainee.state_dict().items()]
-        return {
-            **options,
-            **run.identity,
-            "shapes of the weights": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
-            # Apart, each process goes its own way: with another number of them they would be other ways.
-            **({"processes": self.processes.count} if self.options.sync == "models" else {}),
-        }
+        digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
+        # Apart, each process goes its own way: with another number of them they would be other ways.
+        processes = {"processes": self.processes.count} if self.options.sync == "models" else {}
+        return flat({**options, **run.identity, "shapes of the weights": digest, **processes})

@@ -35,6 +35,11 @@ class Taken:
     norm: float
     skipped: bool
 
+    @property
+    def mean(self) -> float:
+        """The mean loss."""
+        return self.loss / self.weight if self.weight else math.nan
+
 
 class Stepper:
     """Takes steps with one model, loss and optimizer (as Accelerate has prepared it)."""

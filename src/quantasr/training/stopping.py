@@ -18,6 +18,7 @@ class Stop:
     def __init__(self) -> None:
         self.before: dict[int, Any] = {}
         self.number: int | None = None
+        self._asked: set[int] = set()
 
     @property
     def asked(self) -> bool:
@@ -31,14 +32,16 @@ class Stop:
         raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        first, self.number = self.number is None, number
-        if not first:
-            self.obey()  # asked twice: at once
+        # Twice the same, as Ctrl-C pressed again, is meant for at once. After Ctrl-C torchrun sends SIGTERM as well.
+        if number in self._asked:
+            self.obey()
+        self._asked.add(number)
+        self.number = self.number or number
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Note the first signal, instead of raising it, for as long as the block lasts; a second one is raised."""
+    """Note a signal, instead of raising it, for as long as the block lasts; when it comes again it is raised."""
     stop = Stop()
     if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
         for number in _SIGNALS:
