@@ -81,19 +81,21 @@ def initial_probs(den: Fst, iterations: int = 100) -> NDArray[np.float64]:
 def normalization_of(den: Fst) -> Fst:
     """``den`` begun in any state, as likely as :func:`initial_probs` says, and ended in any (normalization.fst).
 
-    A numerator composed with it has the denominator's weights, so it is never likelier than the denominator.
+    A numerator composed with it has the denominator's weights, so it is never likelier than the denominator. Kaldi
+    keeps the best way only where several first states lead to the same state with the same pdf; here they are summed,
+    as the denominator does.
     """
     share = initial_probs(den)
     source = np.repeat(np.arange(den.states), np.diff(den.first))
-    begins = share[source] > 0
-    weights = den.weights.astype(np.float64)
-    first = weights[begins] - np.log(share[source[begins]])
-    labels, targets = den.arcs[:, INPUT], den.arcs[:, NEXT]
+    weights, labels, targets = den.weights.astype(np.float64), den.arcs[:, INPUT], den.arcs[:, NEXT]
+    pairs, way = np.unique(np.stack([labels, targets], 1), axis=0, return_inverse=True)
+    first = np.bincount(way.ravel(), share[source] * np.exp(-weights), len(pairs))
+    begins = first > 0
     sources = np.concatenate([source, np.full(int(begins.sum()), den.states)])
-    labels = np.concatenate([labels, labels[begins]])
-    ends = np.concatenate([targets, targets[begins]])
-    final = np.append(np.zeros(den.states), np.inf)
-    return assemble(den.states, sources, labels, labels, np.concatenate([weights, first]), ends, final)
+    labels = np.concatenate([labels, pairs[begins, 0]])
+    ends = np.concatenate([targets, pairs[begins, 1]])
+    costs = np.concatenate([weights, -np.log(first[begins])])
+    return assemble(den.states, sources, labels, labels, costs, ends, np.append(np.zeros(den.states), np.inf))
 
 
 class Normalization:
@@ -112,7 +114,10 @@ class Normalization:
         return {"fst": self.fst}  # workers make kaldifst's form again
 
     def weighted(self, pdfs: Fst) -> Fst | None:
-        """The acceptor ``pdfs``, each of its paths once, with the denominator's weights; None if it allows none."""
+        """The acceptor ``pdfs``, each of its paths once, with the denominator's weights; None if it allows none.
+
+        Of the paths that the denominator has for the same pdfs Kaldi keeps the best, and here all are kept.
+        """
         k = import_kaldifst()
         graph = k.determinize(to_kaldifst(pdfs))
         k.minimize(graph)
