@@ -68,6 +68,8 @@ class AugmentOptions:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], where: str = "augmentation") -> AugmentOptions:
         """Build from a table as :meth:`to_dict` gives it; raises :class:`TrainingError` naming ``where``."""
+        if not isinstance(table, Mapping):
+            raise TrainingError(f"{where}: is {table!r}: give a table of options")
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(table) - known)
         if unknown:

@@ -19,7 +19,6 @@ from quantasr.speech.transcript import Waveform
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 _RECORDINGS, _SUPERVISIONS = "recordings", "supervisions"
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, AssertionError)
-_HARMLESS = ("file", "memory")
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _utterance(cut: Any, source: str, path: Path, trust: bool) -> Utterance:
     if not sources:
         raise ManifestError(f"{source}: cut '{cut.id}' has no recording: give cuts with sound, not features alone")
     for place in sources:
-        if place.type not in _HARMLESS and not trust:
+        if place.type != "file" and not trust:
             raise ManifestError(
                 f"{source}: the recording of cut '{cut.id}' comes from a {place.type}: allow that with --trust, "
                 "or store it as a file"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from quantasr.training.subset import drawn, hold_back
 
 Say = Callable[[str], None]
 
+_ARCHIVES = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -44,8 +48,10 @@ class Recording:
 
     def load(self) -> Example:
         """Read and augment it. Raises AudioError, naming the manifest's line."""
-        wave = self.augmenter(self.utterance.load(self.sample_rate), self.epoch, self.id)
-        return Example(self.id, wave, self.utterance.text)
+        # An archive of features reads one place after the other, and examples are loaded by several threads.
+        with nullcontext() if _has_only_sound(self.utterance) else _ARCHIVES:
+            wave = self.utterance.load(self.sample_rate)
+        return Example(self.id, self.augmenter(wave, self.epoch, self.id), self.utterance.text)
 
 
 class TrainingData:
@@ -123,7 +129,7 @@ class TrainingData:
             encoder = LabelEncoder.of(model)
         augmenter = Augmenter(options.augment, model.sample_rate, seed, trust=trust)
         others = dict(apart_from or {})
-        held = [] if validation is None else list(stream_utterances(validation, format="auto", trust=trust))
+        held = [] if validation is None else list(stream_utterances(validation, trust=trust))
         if held:
             others = {"validation": held, **others}
 
@@ -134,7 +140,7 @@ class TrainingData:
             encoder,
             needs_text,
             options.min_seconds,
-            min(options.max_seconds, options.max_batch_seconds or math.inf),
+            min(options.max_seconds, (options.max_batch_seconds or math.inf) * min(options.augment.speeds)),
             max(options.augment.speeds),
         )
         store = _read(stream_utterances(manifest, format=format, trust=trust), checks, others, options)

@@ -40,8 +40,8 @@ class DataOptions:
                 raise TrainingError(f"data: {name} is {value}: give more than 0")
         if not 0 <= self.min_seconds < self.max_seconds:
             raise TrainingError(f"data: min_seconds is {self.min_seconds}: give 0 or more, below max_seconds")
-        if self.buckets < 1:
-            raise TrainingError(f"data: buckets is {self.buckets}: give 1 or more")
+        if not isinstance(self.buckets, int) or self.buckets < 1:
+            raise TrainingError(f"data: buckets is {self.buckets}: give a whole number from 1 on")
         if self.holdout:
             seconds_asked(self.holdout, 100.0)
 

@@ -19,7 +19,7 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 def seconds_asked(amount: str, total: float) -> float:
     """Seconds that ``5%`` (of ``total``), ``90s``, ``10min`` or ``1h`` are; raises TrainingError."""
-    found = _AMOUNT.fullmatch(amount.replace(" ", ""))
+    found = _AMOUNT.fullmatch(str(amount).replace(" ", ""))
     if found is None or float(found[1]) <= 0:
         raise TrainingError(f"'{amount}' is no amount of speech: write 5%, 90s, 10min or 1h")
     return float(found[1]) * (total / 100 if found[2] == "%" else _SECONDS[found[2]])
