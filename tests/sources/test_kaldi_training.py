@@ -12,11 +12,11 @@ import torch
 from quantasr import load_model, sample
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3 import read_model, write_model
-from quantasr.sources.kaldi import KaldiModel, save
+from quantasr.sources.kaldi import KaldiModel
 from quantasr.sources.kaldi.build import build_network
 from quantasr.sources.kaldi.layers import BatchNorm, TimeHeight
 from quantasr.sources.kaldi.model import BRANCH, XENT
-from quantasr.sources.kaldi.save import updated
+from quantasr.sources.kaldi.save import save, updated
 from quantasr.sources.kaldi.training import keep_zeros, semi_orthogonal
 from quantasr.speech.manifest import read_manifest
 

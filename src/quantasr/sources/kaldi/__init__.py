@@ -23,7 +23,6 @@ from quantasr.sources.kaldi.folder import KaldiFolder, cmvn_options, find_model,
 from quantasr.sources.kaldi.model import KaldiModel
 from quantasr.sources.kaldi.network import KaldiNetwork
 from quantasr.sources.kaldi.reading import IVECTOR
-from quantasr.sources.kaldi.save import save
 from quantasr.sources.kaldi.skeleton import files_of, read_skeleton
 from quantasr.speech.frontend.kaldi import KaldiFrontend
 from quantasr.speech.frontend.kaldi_features import FBANK, GIVEN, MFCC, KaldiFeatures
@@ -31,7 +30,7 @@ from quantasr.speech.lattice.align import read_boundaries
 from quantasr.speech.lattice.decoder import LatticeOptions
 from quantasr.speech.lattice.files import DecodingFiles, find_graph
 
-__all__ = ["KaldiModel", "load", "rebuild", "recognises", "save"]
+__all__ = ["KaldiModel", "load", "rebuild", "recognises"]
 
 _OPTIONS = {
     "beam": "beam",
