@@ -33,6 +33,19 @@ def create(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = Fals
         raise ArtifactError(f"{folder}: cannot write the artifact: {reason}: check the disk and its rights") from error
 
 
+def create_file(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make a file as :func:`create` makes a folder; raises :class:`ArtifactError` when ``path`` exists."""
+    path = path.absolute()
+    check_target(path, overwrite=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put_file(path, fill)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot be written: {error.strerror or error}: check the disk and its rights"
+        ) from error
+
+
 def put_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Make or replace a folder of any kind as :func:`create` does; what the disk says is raised as it is."""
     folder = folder.absolute()
@@ -68,17 +81,27 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old or the new one, never half of it."""
+    put_file(path, lambda fresh: _write_text(fresh, text))
+
+
+def put_file(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make or replace a file all or nothing: ``fill`` writes a hidden sibling, which takes its place at the end."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    fresh = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
+        fill(fresh)
+        with fresh.open("rb") as file:
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        fresh.chmod(0o644)
+        fresh.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
         raise
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8", newline="\n")
 
 
 @contextmanager

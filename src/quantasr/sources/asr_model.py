@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from quantasr.atomic import create, create_file
+from quantasr.errors import ModelLoadError
 from quantasr.speech.ctc import GREEDY, CtcTranscriber
 from quantasr.speech.decoding import CtcDecoder
 from quantasr.speech.frames import AcousticModel, FrameTranscriber
@@ -21,6 +26,9 @@ from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.lattice.transcriber import LatticeTranscriber
 from quantasr.speech.tokenizer import CtcTokenizer
 from quantasr.speech.transcript import Transcriber, Waveform
+
+_SAVERS = ("huggingface", "kaldi", "nemo", "speechbrain")
+"""Sources that write models too."""
 
 Paths = list[NDArray[np.int64]] | None
 """Token ids of each recording along which an attention model is scored; None where log-probs need none (CTC)."""
@@ -37,8 +45,8 @@ class AsrModel(ABC):
     ``padded_batches`` is False for models trained without an attention mask: padding would change what they hear.
     ``min_samples`` is the shortest wave that is run as it is: shorter ones are filled up with zeros.
     ``rewrite`` gives parts of ``module`` the same arithmetic in a form that exports and quantizes better.
-    ``files`` (name -> content) is what :func:`quantasr.sources.rebuild_model` makes the same model of, but for its
-    weights.
+    ``exportable`` says whether that was done. ``files`` (name -> content) is what
+    :func:`quantasr.sources.rebuild_model` makes the same model of, but for its weights.
     """
 
     name: str
@@ -51,6 +59,7 @@ class AsrModel(ABC):
     rewrite: Callable[[nn.Module], None] | None = field(default=None, kw_only=True)
     provenance: dict[str, Any] = field(default_factory=dict, kw_only=True)
     files: dict[str, bytes] = field(default_factory=dict, kw_only=True)
+    exportable: bool = field(default=False, init=False)
 
     decoder: ClassVar[str]
     """How log-probs become text: one of :data:`quantasr.artifact.DECODERS`."""
@@ -79,8 +88,34 @@ class AsrModel(ABC):
         """The token ids that the model's own search finds, where log-probs depend on them."""
         return None
 
+    def save(self, where: str | Path) -> None:
+        """Write the model, with the weights that ``module`` has now, in the format that it was loaded in.
+
+        Its framework loads it, and so does :func:`quantasr.sources.load_model`; what is no weight is copied from where
+        the model came from. All or nothing. Raises :class:`ArtifactError` when ``where`` exists or cannot be written,
+        and :class:`ModelLoadError` when the original is gone, or ``module`` was made ready for export, by which it
+        became another one.
+        """
+        place, saver = Path(where), self.saver()
+        if place.suffix == getattr(saver, "SUFFIX", None):  # formats that have a file for the folder
+            create_file(place, partial(saver.save_file, self))
+        else:
+            create(place, partial(saver.save, self))
+
+    def saver(self) -> Any:
+        """The module that writes models of this source; raises :class:`ModelLoadError` unless this one can be."""
+        if self.exportable:
+            raise ModelLoadError(
+                f"{self.name}: was made ready for export, which is not undone: load it again to save it"
+            )
+        source = self.provenance.get("source")
+        if source not in _SAVERS:
+            raise ModelLoadError(f"{self.name}: models of source {source} cannot be saved")
+        return import_module(f"quantasr.sources.{source}.save")
+
     def make_exportable(self) -> None:
         """Rewrite ``module`` in place, once; until then it computes exactly as its framework does."""
+        self.exportable = True
         if self.rewrite is not None:
             self.rewrite(self.module)
             self.rewrite = None

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ from torch import nn
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import CtcModel
 from quantasr.sources.huggingface.graph import CtcGraph, adapter_layers, frames_adapted
+from quantasr.sources.huggingface.library import load_errors, quiet, require_transformers
 from quantasr.sources.wav2vec2.masking import fresh_embedding, guard_masking, set_time_masking
 from quantasr.sources.wav2vec2.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend, frontend_from_dict
@@ -46,13 +44,13 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
     Weights come from safetensors; a folder that has only pickled weights needs ``trust``. Raises
     :class:`ModelLoadError` when anything is missing, of another kind, or not finite.
     """
-    _require_transformers(where)
+    require_transformers(where)
     import transformers
 
     if Path(where).exists() and not (Path(where) / "config.json").is_file():
         raise ModelLoadError(f"{where}: not a Hugging Face model folder: it has no config.json")
     hub = {"revision": revision} if revision else {}
-    with _load_errors(where), _quiet():
+    with load_errors(where), quiet():
         config = transformers.AutoConfig.from_pretrained(where, **hub)
     if config.model_type not in FAMILIES:
         raise ModelLoadError(
@@ -62,7 +60,7 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
         raise ModelLoadError(
             f"{where}: {(config.architectures or ['the model'])[0]} has no CTC head: fine-tune it for CTC first"
         )
-    with _load_errors(where), _quiet():
+    with load_errors(where), quiet():
         extractor = transformers.AutoFeatureExtractor.from_pretrained(where, **hub)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **hub)
         module = _load_weights(where, config, hub, trust)
@@ -86,11 +84,11 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
 
 def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
     """The model whose :attr:`CtcModel.files` lie in ``folder``, with random weights; transformers is needed."""
-    _require_transformers(str(folder))
+    require_transformers(str(folder))
     import transformers
 
     row = json.loads((folder / _SKELETON).read_text("utf-8"))
-    with _load_errors(str(folder)), _quiet():
+    with load_errors(str(folder)), quiet():
         config = transformers.AutoConfig.from_pretrained(folder)
         module = transformers.AutoModelForCTC.from_config(config, attn_implementation="eager", dtype=torch.float32)
     return _assemble(
@@ -101,16 +99,6 @@ def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
         row["padded_batches"],
         row["provenance"],
     )
-
-
-def _require_transformers(where: str) -> None:
-    """Raise :class:`ModelLoadError` with the command that installs transformers where it is missing."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        raise ModelLoadError(
-            f"{where}: Hugging Face models need transformers: pip install 'quantasr[huggingface]'"
-        ) from None
 
 
 def _assemble(
@@ -242,48 +230,3 @@ def _min_samples(config: Any, frontend: Frontend) -> int:
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         frames = (frames - 1) * stride + kernel
     return frames
-
-
-@contextmanager
-def _load_errors(where: str) -> Iterator[None]:
-    """Say in one line what transformers says in many."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    hub = "" if Path(where).exists() else "no such folder, and "
-    try:
-        yield
-    except ModelLoadError:
-        raise
-    except json.JSONDecodeError as error:
-        raise ModelLoadError(f"{where}: a configuration file is not JSON: {error}") from None
-    except SafetensorError as error:
-        raise ModelLoadError(f"{where}: the weights are damaged, copy them again: {error}") from None
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ImportError,
-        StrictDataclassError,
-    ) as error:
-        reason = shorten(str(error) or type(error).__name__, 250, placeholder=" ...")
-        raise ModelLoadError(f"{where}: {hub}cannot load it: {reason}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bar and advice out of our output."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -50,15 +50,19 @@ class NemoArchive:
 
     def read(self, name: str) -> bytes:
         """A small file."""
-        with self._open(name) as file:
+        with self.open(name) as file:
             content = file.read(_MAX_FILE + 1)
         if len(content) > _MAX_FILE:
             raise ModelLoadError(f"{self.where}: {name} has more than {_MAX_FILE >> 20} MB; NeMo writes no such file")
         return content
 
+    def __iter__(self) -> Iterator[str]:
+        """Names of its files, as they come in it."""
+        return iter(self._members)
+
     def weights(self) -> dict[str, Tensor]:
         """The tensors of the model, by name."""
-        with self._open(WEIGHTS) as file, self._seekable(file) as seekable:
+        with self.open(WEIGHTS) as file, self._seekable(file) as seekable:
             _refuse_compressed(self.where, seekable)
             try:
                 with warnings.catch_warnings():
@@ -76,7 +80,8 @@ class NemoArchive:
         return state
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[IO[bytes]]:
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """A file of any size, for as long as the block lasts."""
         if name not in self._members:
             raise ModelLoadError(f"{self.where}: it has no {name}: was it saved with NeMo's save_to?")
         member = self._members[name]
