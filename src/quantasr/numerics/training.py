@@ -33,13 +33,13 @@ class _LearnedFakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType) -> Tensor:
         # In place wherever possible: these passes over memory are what quantization costs in training.
         ratio = x / scale
-        out = torch.round(ratio)
-        if not qtype.symmetric:
-            out += zero_point
-        outside = out.lt(qtype.quant_min).logical_or_(out.gt(qtype.quant_max))
-        out.clamp_(qtype.quant_min, qtype.quant_max)
-        if not qtype.symmetric:
-            out -= zero_point
+        low, high = qtype.quant_min, qtype.quant_max
+        if qtype.symmetric:
+            outside = ratio.lt(low).logical_or_(ratio.gt(high))
+            out = torch.round(ratio).clamp_(low, high)
+        else:
+            outside = ratio.lt(low - zero_point).logical_or_(ratio.gt(high - zero_point))
+            out = torch.round(ratio).add_(zero_point).clamp_(low, high).sub_(zero_point)
         ctx.save_for_backward(torch.sub(out, ratio.masked_fill_(outside, 0.0), out=ratio), outside)
         ctx.shape = scale.shape
         ctx.factor = 1 / math.sqrt(x.numel() / scale.numel() * qtype.quant_max)

@@ -64,7 +64,6 @@ class QatState(nn.Module):
         self.inputs = nn.ModuleList()
         for group in _groups(prepared):
             first = group[0]
-            first.freeze()
             shared = InputTraining(first.scale, first.zero_point, first.qtype, learned=learned)
             self.inputs.append(shared)
             for quantizer in group:
@@ -144,14 +143,16 @@ class QatState(nn.Module):
 def _groups(prepared: Prepared) -> list[list[InputQuantizer]]:
     """Quantizers of inputs, those together that read the same tensor with the same format and range."""
     quantizers = [q for q in prepared.quantizers() if isinstance(q, InputQuantizer) and q.seen]
+    for quantizer in quantizers:
+        quantizer.freeze()
     readers: dict[tuple[Any, ...], list[InputQuantizer]] = {}
     kept: list[Tensor] = []  # keeping a tensor keeps its id from being used again
 
     def seen(quantizer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(quantizer, InputQuantizer)
         kept.append(args[0])
-        low, high = quantizer.observer.range(quantizer.qtype)
-        key = (id(args[0]), args[0]._version, quantizer.qtype, float(low), float(high))
+        scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
+        key = (id(args[0]), args[0]._version, quantizer.qtype, scale, zero_point)
         readers.setdefault(key, []).append(quantizer)
 
     handles = [quantizer.register_forward_pre_hook(seen) for quantizer in quantizers]
