@@ -214,6 +214,35 @@ def test_other_parts_of_one_recording_may_be_on_both_sides(model: CtcModel, tmp_
         opened(model, tmp_path / "t.jsonl", DataOptions(holdout="10%"))
 
 
+def test_what_a_loss_cannot_learn_from_is_left_out(model: CtcModel) -> None:
+    data, said = opened(model, options=DataOptions(augment=LOUD)), []
+    everything = {u.id: u for u in data.utterances}
+
+    def problem(id: str, text: str | None, seconds: float) -> str | None:
+        assert text == everything[id].text
+        assert seconds == pytest.approx((everything[id].duration or 0) / 1.1)
+        words = [word for word in ("six", "nine") if word in (text or "").split()]
+        return f"words without a pronunciation: {', '.join(words)}" if words else None
+
+    data.leave_out(problem, said.append)
+    texts = [u.text.split() for u in everything.values() if u.text]
+    six, nine = (sum(word in text for text in texts) for word in ("six", "nine"))
+    lost = [text for text in texts if {"six", "nine"} & set(text)]
+    assert len(data) == 48 - len(lost)
+    assert not any({"six", "nine"} & set((u.text or "").split()) for u in data.utterances)
+    assert sum(map(len, ids(data, 0, data.steps_per_epoch))) == len(data)
+    first = next(u.id for u in everything.values() if {"six", "nine"} & set((u.text or "").split()))
+    counts = sorted((("six", six), ("nine", nine)), key=lambda pair: -pair[1])
+    named = ", ".join(f"'{word}' {count} times" for word, count in counts)
+    assert said == [
+        f"skipped: {len(lost)} utterances whose loss cannot be computed (words without a pronunciation): {named} "
+        f"(first: {first})"
+    ]
+    assert data.report.lines()[0].startswith(f"training on {len(data)} of 48")
+    with pytest.raises(TrainingError, match=r"no utterance can be trained on: skipped: .* \(has no alignment\)"):
+        data.leave_out(lambda *_: "has no alignment")
+
+
 def test_options_round_trip() -> None:
     options = DataOptions(hours=2, holdout="5 %", max_batch_seconds=100, augment=LOUD)
     assert DataOptions.from_dict(options.to_dict()) == options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from quantasr.training.store import UtteranceStore
 from quantasr.training.subset import drawn, hold_back
 
 Say = Callable[[str], None]
+Problem = Callable[[str, str | None, float], str | None]
 
 _ARCHIVES = threading.Lock()
 
@@ -77,17 +79,10 @@ class TrainingData:
         self.report = report
         self.validation = list(validation)
         self._store = store
-        self._chosen = chosen
         self._augmenter = augmenter
         self._rate = sample_rate
-        self._seconds = store.seconds[chosen]
-        self._buckets = Buckets(
-            self._seconds / min(options.augment.speeds),
-            batch,
-            buckets=options.buckets,
-            max_batch_seconds=options.max_batch_seconds,
-            seed=seed,
-        )
+        self._options, self._batch, self._seed = options, batch, seed
+        self._train_on(chosen)
 
     @classmethod
     def open(
@@ -162,6 +157,52 @@ class TrainingData:
             for line in report.lines():
                 say(line)
         return data
+
+    def leave_out(self, problem: Problem, say: Say | None = None) -> None:
+        """Leave out what a loss cannot learn from; the report's lines on it go to ``say``.
+
+        ``problem(id, text, seconds)`` is why not, or None. What stands behind a colon is counted by itself, part by
+        part: "words without a pronunciation: ab, cd". Lengths are those at the fastest speed.
+
+        Raises:
+            TrainingError: nothing is left.
+        """
+        found = DataReport(self.report.manifest, listed=len(self))
+        kept = []
+        for index, seconds in zip(self._chosen, self._seconds / max(self._options.augment.speeds), strict=True):
+            utterance = self._store[int(index)]
+            reason, _, parts = (problem(utterance.id, utterance.text, float(seconds)) or "").partition(": ")
+            if not reason:
+                kept.append(index)
+                continue
+            found.skip(f"whose loss cannot be computed ({reason})", utterance.id)
+            if parts:
+                found.details.setdefault(f"whose loss cannot be computed ({reason})", Counter()).update(
+                    parts.split(", ")
+                )
+        if say is not None:
+            for line in found.lines()[1:]:
+                say(line)
+        if not kept:
+            raise TrainingError(
+                f"{self.report.manifest}: no utterance can be trained on: {'; '.join(found.lines()[1:])}"
+            )
+        self._train_on(np.array(kept, np.int64))
+        self.report.skipped += found.skipped
+        self.report.examples |= found.examples
+        self.report.details |= found.details
+        self.report.kept, self.report.seconds = len(kept), float(self._seconds.sum())
+
+    def _train_on(self, chosen: NDArray[np.int64]) -> None:
+        self._chosen = chosen
+        self._seconds = self._store.seconds[chosen]
+        self._buckets = Buckets(
+            self._seconds / min(self._options.augment.speeds),
+            self._batch,
+            buckets=self._options.buckets,
+            max_batch_seconds=self._options.max_batch_seconds,
+            seed=self._seed,
+        )
 
     @property
     def steps_per_epoch(self) -> int:

@@ -149,7 +149,7 @@ class LabelEncoder:
 
 def frames_needed(ids: Sequence[int]) -> int:
     """How many frames CTC needs for ``ids``: one each, and a blank between two that are equal."""
-    return len(ids) + sum(map(eq, ids, ids[1:]))
+    return len(ids) + int(sum(map(eq, ids, ids[1:])))
 
 
 def _usable(tokenizer: CtcTokenizer) -> dict[str, int]:

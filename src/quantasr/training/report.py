@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-_NAMED = 10  # characters that a line names
+_NAMED = 10  # characters or words that a line names
 
 
 @dataclass
@@ -13,7 +13,7 @@ class DataReport:
     """How many utterances are trained on, how many are not, and why.
 
     ``skipped`` counts by reason, ``examples`` is the first id of each. ``unknown``: characters that the vocabulary
-    lacks, with how often they come.
+    lacks, with how often they come; ``details`` are other things that are lacking, by the reason.
     """
 
     manifest: str
@@ -23,6 +23,7 @@ class DataReport:
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
+    details: dict[str, Counter[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def skip(self, reason: str, id: str) -> None:
@@ -36,16 +37,18 @@ class DataReport:
         length = f"{hours:.1f} h" if hours >= 1 else f"{self.seconds / 60:.1f} min"
         found = [f"training on {self.kept} of {self.listed} utterances of {self.manifest} ({length})"]
         for reason, count in self.skipped.most_common():
-            found.append(f"skipped: {_utterances(count)} {reason} (first: {self.examples[reason]})")
+            what = f": {_named(self.details[reason])}" if self.details.get(reason) else ""
+            found.append(f"skipped: {_utterances(count)} {reason}{what} (first: {self.examples[reason]})")
         if self.unknown:
-            found.append(f"the vocabulary lacks {self.named_characters()}: normalize the texts, or give a vocabulary")
+            found.append(f"the vocabulary lacks {_named(self.unknown)}: normalize the texts, or give a vocabulary")
         return [*found, *self.notes]
 
-    def named_characters(self) -> str:
-        """``'é' 8 times, '-' 5 times``, the most frequent first."""
-        named = [f"{c!r} {_times(n)}" for c, n in self.unknown.most_common(_NAMED)]
-        more = len(self.unknown) - len(named)
-        return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+def _named(counted: Counter[str]) -> str:
+    """``'é' 8 times, '-' 5 times``, the most frequent first."""
+    named = [f"{what!r} {_times(count)}" for what, count in counted.most_common(_NAMED)]
+    more = len(counted) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
 def _times(count: int) -> str:

@@ -15,8 +15,8 @@ class SpecAugment:
     """Masks over features ``[frames, bins]``; no time warping.
 
     ``time_masks`` stretches of up to ``max_time_frames`` frames, all together at most ``max_time_share`` of the
-    recording; ``frequency_masks`` bands of up to ``max_frequency_bins`` bins. Masked values become the recording's
-    mean. ``probability`` is the share of recordings that are masked at all.
+    recording; ``frequency_masks`` bands of up to ``max_frequency_bins`` bins. Masked values become the mean of their
+    bin over the recording. ``probability`` is the share of recordings that are masked at all.
 
     Raises:
         TrainingError: a number is out of its range.
@@ -43,7 +43,7 @@ class SpecAugment:
         masked = features.copy()
         if frames == 0 or random.random() >= self.probability:
             return masked
-        fill = features.mean(dtype=np.float64)
+        fill = features.mean(axis=0, dtype=np.float64)
         left = int(self.max_time_share * frames)
         for _ in range(self.time_masks):
             width = min(int(random.integers(self.max_time_frames + 1)), left)
@@ -53,5 +53,5 @@ class SpecAugment:
         for _ in range(self.frequency_masks):
             width = min(int(random.integers(self.max_frequency_bins + 1)), bins)
             start = int(random.integers(bins - width + 1))
-            masked[:, start : start + width] = fill
+            masked[:, start : start + width] = fill[start : start + width]
         return masked

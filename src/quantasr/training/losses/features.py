@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quantasr.errors import AudioError
 from quantasr.sources.asr_model import FrameModel
-from quantasr.speech.frontend import collate
+from quantasr.speech.frontend import KaldiFrontend, collate
 from quantasr.speech.prepared import PreparedWave
 from quantasr.training.batch import Example
 from quantasr.training.randomness import generator
@@ -29,6 +29,8 @@ class BatchFeatures:
         self._frontend = model.frontend
         self._min_samples = model.min_samples
         self._spec_augment = spec_augment
+        # Behind Kaldi's features are i-vectors, which are not masked.
+        self._bins = model.frontend.feature_dim if isinstance(model.frontend, KaldiFrontend) else None
 
     def __call__(self, examples: Sequence[Example], seed: int) -> tuple[Tensor, Tensor]:
         """``features`` ``[batch, time(, bins)]`` and their ``lengths`` ``[batch]``; ``seed`` decides the masks."""
@@ -43,6 +45,7 @@ class BatchFeatures:
             features = self._frontend(wave)
         except AudioError as error:
             raise AudioError(f"{example.id}: {error}") from error
-        if self._spec_augment is not None and features.ndim == 2:
-            features = self._spec_augment(features, generator(seed, "spec_augment", example.id))
-        return features
+        if self._spec_augment is None or features.ndim != 2:
+            return features
+        masked = self._spec_augment(features[:, : self._bins], generator(seed, "spec_augment", example.id))
+        return masked if self._bins is None else np.concatenate([masked, features[:, self._bins :]], axis=1)
