@@ -11,8 +11,8 @@ from quantasr.sources.asr_model import AsrModel
 from quantasr.sources.speechbrain.interface import (
     HYPERPARAMS,
     check_weights,
+    find_hyperparameters,
     open_interface,
-    read_hyperparameters,
     require_speechbrain,
 )
 from quantasr.sources.speechbrain.skeleton import files_of, rebuild_interface
@@ -37,7 +37,7 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Asr
     # SpeechBrain freezes what is loaded for inference.
     interface.mods.requires_grad_(True)
     model = _model(interface, where, Path(where).resolve().name, revision)
-    model.files = files_of(interface, read_hyperparameters(where, revision), model.provenance)
+    model.files = files_of(interface, find_hyperparameters(where, revision).read_bytes(), model.provenance)
     return model
 
 

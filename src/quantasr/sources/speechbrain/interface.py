@@ -79,15 +79,17 @@ def open_interface(where: str, *, revision: str | None, trust: bool) -> Any:
     return interface
 
 
-def read_hyperparameters(where: str, revision: str | None) -> bytes:
+def find_hyperparameters(where: str, revision: str | None) -> Path:
     """The ``hyperparams.yaml`` of a folder or hub id that was opened before."""
     from speechbrain.utils.fetching import FetchConfig, LocalStrategy, fetch
 
+    if Path(where).is_absolute() and not Path(where).exists():
+        raise ModelLoadError(f"{where}: the model was loaded from there, and is there no more")
     source = str(Path(where).absolute()) if Path(where).is_dir() else where
     config = FetchConfig(revision=revision, allow_network=False)
     with load_errors(where), quiet():
         found: Path = fetch(HYPERPARAMS, source, local_strategy=LocalStrategy.NO_LINK, fetch_config=config)
-        return found.read_bytes()
+        return found
 
 
 def make_interface(modules: dict[str, Any], hparams: dict[str, Any], **options: Any) -> Any:
