@@ -257,6 +257,11 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(
     assert_the_same(unbroken, broken)
 
 
+def test_figures_that_cannot_be_written(broken: Runs) -> None:
+    with pytest.raises(TrainingError, match=r"metrics.jsonl: cannot be written: Is a directory: make room"):
+        broken.run(at=lambda step: (broken.folder / "metrics.jsonl").mkdir() if step == 2 else None)
+
+
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
     """A good checkpoint."""

@@ -115,7 +115,9 @@ def train(
                 session.average_processes()
             if last or _due(step, options.report_every):
                 epoch = step / source.steps_per_epoch
-                report(step, {"epoch": epoch, **_since(state), "rate": rate, "skipped": state.skipped})
+                row = {"epoch": epoch, **_since(state), "rate": rate, "skipped": state.skipped}
+                with processes.together():
+                    report(step, row)
 
             figure = None  # of a checkpoint that the final weights may come from
             scheduled = last or _due(step, options.saved_every)
@@ -124,7 +126,8 @@ def train(
             elif validate is not None and (last or _due(step, options.validate_every)):
                 figures = session.validate(validate)
                 figure = session.judge(figures)
-                report(step, {f"validation_{name}": value for name, value in figures.items()})
+                with processes.together():
+                    report(step, {f"validation_{name}": value for name, value in figures.items()})
             stopping = meeting and processes.sum(float(stop.asked))[0] > 0
             if scheduled or stopping or figure is not None:
                 session.save(figure)

@@ -158,7 +158,7 @@ def _accelerator(precision: str) -> Accelerator:
         AcceleratorState._reset_state()  # it is one for the whole process: an earlier training had another precision
     # Said here, because started as several processes without a GPU, Accelerate would let each run alone. And Apple's
     # GPU has no CTC loss.
-    device = torch.accelerator.current_accelerator()
+    device = torch.accelerator.current_accelerator(check_available=True)
     on_cpu = device is None or device.type == "mps"
     if precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("precision = 'fp16' needs a GPU: on the CPU take bf16 or fp32")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from quantasr.errors import MissingExtraError
+from quantasr.errors import MissingExtraError, TrainingError
 from quantasr.training.run_folder import TENSORBOARD, RunFolder
 
 
@@ -19,10 +19,16 @@ class Reporter:
         self._shown: dict[str, float] = {}
 
     def row(self, step: int, figures: Mapping[str, float]) -> None:
-        """Keep and show figures of one step."""
-        self._folder.add_metrics({"step": step, **figures})
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
+        """Keep and show figures of one step; raises :class:`TrainingError` for a full disk and the like."""
+        try:
+            self._folder.add_metrics({"step": step, **figures})
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise TrainingError(
+                f"{error.filename or self._folder.path}: cannot be written: {error.strerror or error}: make room on "
+                "the disk, and go on from the last checkpoint with --resume"
+            ) from error
         self._shown |= figures
         if self._line is None:
             self._say(f"step {step}/{self._total}  {_words(figures)}")

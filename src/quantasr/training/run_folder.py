@@ -98,14 +98,8 @@ class RunFolder:
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """One more line of ``metrics.jsonl``; what is no number is null."""
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        try:
-            with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(plain) + "\n")
-        except OSError as error:
-            raise TrainingError(
-                f"{self.path / METRICS}: cannot be written: {error.strerror or error}: make room on the disk, and go "
-                "on from the last checkpoint with --resume"
-            ) from error
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain) + "\n")
 
 
 def _step_of(line: str) -> float:
