@@ -55,6 +55,13 @@ class Hmm:
         """Arcs in the order of their sources, in the same form."""
         return self._sorted(self.source, self.target)
 
+    @cached_property
+    def compact(self) -> tuple[NDArray[np.int64], Hmm]:
+        """The pdfs that are used at all, and the same graph with these counted from 0: numerators use few."""
+        used, renamed = np.unique(self.pdf, return_inverse=True)
+        pdf = renamed.ravel().astype(np.int32)
+        return used.astype(np.int64), Hmm(self.source, self.target, pdf, self.prob, self.initial, self.final)
+
     def _sorted(self, key: NDArray[Any], other: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         order = np.argsort(key, kind="stable")
         first = np.searchsorted(key[order], np.arange(self.states + 1)).astype(np.int32)

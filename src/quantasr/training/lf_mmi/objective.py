@@ -30,36 +30,41 @@ def likelihoods(
     ``leak``: after each frame, that share of the probability moves to the initial states (Kaldi's leaky HMM). Nothing
     is remembered for autograd. ``dtype``: of the arithmetic; float64 unless one graph serves many.
     """
-    shared = isinstance(graphs, Hmm)
-    dtype = dtype or (torch.float32 if shared and len(scores) > 1 else torch.float64)
-    best = scores.detach().amax(2, keepdim=True)
-    exp = (scores.detach() - best).to(dtype).exp()
+    scores = scores.detach()
     on_cpu = scores.device.type == "cpu" and compiled is not None
-    found, posteriors = (_on_cpu if on_cpu else _on_device)(exp, lengths, graphs, leak)
+    if on_cpu and not isinstance(graphs, Hmm):
+        return _each_on_cpu(scores, lengths, graphs, leak, dtype or torch.float64)
+    dtype = dtype or (torch.float32 if isinstance(graphs, Hmm) and len(scores) > 1 else torch.float64)
+    best = scores.amax(2, keepdim=True)
+    exp = (scores - best).to(dtype).exp()
+    if on_cpu:
+        assert isinstance(graphs, Hmm)
+        columns = exp.permute(1, 2, 0).contiguous().numpy()
+        logs, rows = compiled.forward_backward(columns, lengths.numpy().astype(np.int64), graphs, leak)
+        found, posteriors = torch.from_numpy(logs), torch.from_numpy(rows).permute(2, 0, 1)
+    else:
+        each = [graphs] * len(exp) if isinstance(graphs, Hmm) else graphs
+        found, posteriors = tensors.forward_backward(exp, lengths, each, leak)
     inside = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
-    return found + (best[:, :, 0].double() * inside).sum(1), posteriors.to(scores.dtype)
+    return found.double() + (best[:, :, 0].double() * inside).sum(1), posteriors.to(scores.dtype)
 
 
-def _on_device(exp: Tensor, lengths: Tensor, graphs: Hmm | Sequence[Hmm], leak: float) -> tuple[Tensor, Tensor]:
-    each = [graphs] * len(exp) if isinstance(graphs, Hmm) else graphs
-    found, posteriors = tensors.forward_backward(exp, lengths, each, leak)
-    return found.double(), posteriors
-
-
-def _on_cpu(exp: Tensor, lengths: Tensor, graphs: Hmm | Sequence[Hmm], leak: float) -> tuple[Tensor, Tensor]:
-    columns, counts = exp.permute(1, 2, 0).contiguous().numpy(), lengths.numpy().astype(np.int64)
-    if isinstance(graphs, Hmm):
-        found, posteriors = compiled.forward_backward(columns, counts, graphs, leak)
-        return torch.from_numpy(found), torch.from_numpy(posteriors).permute(2, 0, 1)
-    logs = np.zeros(len(exp))
-    result = np.zeros(exp.shape, columns.dtype)
+def _each_on_cpu(
+    scores: Tensor, lengths: Tensor, graphs: Sequence[Hmm], leak: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """One recording after the other, each with the pdfs of its own graph."""
+    logs, posteriors = torch.zeros(len(scores), dtype=torch.float64), torch.zeros_like(scores)
     for row, graph in enumerate(graphs):
-        count = int(counts[row])
-        one = np.ascontiguousarray(columns[:count, :, row : row + 1])
-        found, posteriors = compiled.forward_backward(one, counts[row : row + 1], graph, leak)
-        logs[row] = found[0]
-        result[row, :count] = posteriors[:, :, 0]
-    return torch.from_numpy(logs), torch.from_numpy(result)
+        count = int(lengths[row])
+        used, local = graph.compact
+        pdfs = torch.from_numpy(used)
+        chosen = scores[row, :count, pdfs]
+        best = chosen.amax(1, keepdim=True)
+        columns = (chosen - best).to(dtype).exp()[:, :, None].numpy()
+        found, rows = compiled.forward_backward(columns, np.array([count]), local, leak)
+        logs[row] = found[0] + float(best.double().sum())
+        posteriors[row, :count, pdfs] = torch.from_numpy(rows[:, :, 0]).to(scores.dtype)
+    return logs, posteriors
 
 
 class _LfMmi(torch.autograd.Function):
