@@ -15,9 +15,9 @@ from quantasr.errors import AudioError, ManifestError
 from quantasr.sources import load_model
 from quantasr.sources.asr_model import CtcModel
 from quantasr.speech.manifest import Utterance, check_disjoint, write_manifest
-from quantasr.training.checks import seconds_of, stream_utterances
 from quantasr.training.cuts import CutUtterance, is_lhotse
 from quantasr.training.data import TrainingData
+from quantasr.training.reading import seconds_of, stream_utterances
 from quantasr.training.store import UtteranceStore
 
 DIGITS = Path(__file__).parents[2] / "src/quantasr/sample/digits"

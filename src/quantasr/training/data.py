@@ -19,11 +19,12 @@ from quantasr.speech.manifest import Utterance
 from quantasr.training.augment import Augmenter
 from quantasr.training.batch import Example
 from quantasr.training.buckets import Buckets
-from quantasr.training.checks import Checks, seconds_of, stream_utterances
+from quantasr.training.checks import Checks
 from quantasr.training.data_options import DataOptions
 from quantasr.training.disjoint import Apart
 from quantasr.training.labels import LabelEncoder
-from quantasr.training.report import DataReport
+from quantasr.training.reading import seconds_of, stream_utterances
+from quantasr.training.report import DataReport, lasting
 from quantasr.training.store import UtteranceStore
 from quantasr.training.subset import drawn, hold_back
 
@@ -266,7 +267,7 @@ def _choose(
         kept_back, whole_speakers = hold_back(store, seconds, options.holdout, seed)
         chosen = np.setdiff1d(chosen, kept_back)
         report.notes.append(
-            f"{len(kept_back)} utterances ({seconds[kept_back].sum() / 60:.1f} min) are kept back for validation"
+            f"{len(kept_back)} utterances ({lasting(float(seconds[kept_back].sum()))}) are kept back for validation"
             + ("" if whole_speakers else "; their speakers are trained on too")
         )
         if not len(chosen):

@@ -8,9 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from quantasr.speech.audio import audio_info
-from quantasr.speech.manifest import Utterance, read_manifest
+from quantasr.errors import ManifestError
+from quantasr.speech.manifest import Utterance
 from quantasr.speech.transcript import Waveform
+from quantasr.training.reading import seconds_of, stream_utterances
 
 COLOURED = "coloured"
 """In place of a manifest of noises: noise that is made."""
@@ -21,31 +22,30 @@ class Noises:
 
     def __init__(self, utterances: Sequence[Utterance]) -> None:
         self._utterances = utterances
-        self._seconds = lru_cache(len(utterances))(self._length)
+        self._seconds = lru_cache(len(utterances))(lambda index: seconds_of(utterances[index]))
 
     @classmethod
     def read(cls, where: str, *, trust: bool = False) -> Noises:
         """A manifest of any form, or a folder of recordings; raises ManifestError."""
-        return cls(read_manifest(where, trust=trust))
+        utterances = list(stream_utterances(where, trust=trust))
+        for utterance in utterances:
+            if utterance.features is not None:
+                where = utterance.source or where
+                raise ManifestError(f"{where}: holds features and no sound: give recordings of noise")
+        return cls(utterances)
 
     def draw(self, samples: int, sample_rate: int, random: np.random.Generator) -> Waveform:
         """So many samples from a random place in a random noise; a shorter noise is repeated."""
         chosen = int(random.integers(len(self._utterances)))
         place = float(random.random())
         utterance, wanted = self._utterances[chosen], samples / sample_rate
-        left = self._seconds(chosen) - wanted
-        if left > 0 and utterance.is_file:
+        left = self._seconds(chosen) - wanted if utterance.is_file else 0.0
+        if left > 0:
             utterance = replace(utterance, start=utterance.start + place * left, duration=wanted)
             place = 0.0
         noise = utterance.load(sample_rate)
         # 'wrap' from a random sample on: as often as it takes.
         return noise.take(np.arange(samples) + int(place * len(noise)), mode="wrap")
-
-    def _length(self, index: int) -> float:
-        utterance = self._utterances[index]
-        if utterance.duration is not None or not utterance.is_file:
-            return utterance.duration or 0.0
-        return audio_info(utterance.audio).duration - utterance.start
 
 
 def mix(speech: Waveform, noise: Waveform, snr_db: float) -> Waveform:

@@ -33,8 +33,7 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """What to tell: one line of what is kept, and one for each reason why others are not."""
-        hours = self.seconds / 3600
-        length = f"{hours:.1f} h" if hours >= 1 else f"{self.seconds / 60:.1f} min"
+        length = lasting(self.seconds)
         found = [f"training on {self.kept} of {self.listed} utterances of {self.manifest} ({length})"]
         for reason, count in self.skipped.most_common():
             what = f": {_named(self.details[reason])}" if self.details.get(reason) else ""
@@ -42,6 +41,11 @@ class DataReport:
         if self.unknown:
             found.append(f"the vocabulary lacks {_named(self.unknown)}: normalize the texts, or give a vocabulary")
         return [*found, *self.notes]
+
+
+def lasting(seconds: float) -> str:
+    """``2.4 min``, or ``10.0 h``."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _named(counted: Counter[str]) -> str:

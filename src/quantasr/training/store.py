@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -33,6 +34,7 @@ class UtteranceStore(Sequence[Utterance]):
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this object is there
+        weakref.finalize(self, self._file.close)
         self._ends = array("q", [0])
         self._seconds = array("d")
         self._held: dict[int, Utterance] = {}
