@@ -82,7 +82,9 @@ def test_the_parts_of_the_loss(digits: KaldiModel) -> None:
     output = Output(*digits.train_outputs(batch.features, batch.lengths))
     plain, squared = (loss(output, batch) for loss in losses)
     inside = torch.arange(output.logprobs.shape[1]) < output.counts[:, None]
-    assert (squared - plain).item() == pytest.approx(5e-4 * float(output.logprobs.detach()[inside].square().sum()), rel=1e-4)
+    assert (squared - plain).item() == pytest.approx(
+        5e-4 * float(output.logprobs.detach()[inside].square().sum()), rel=1e-4
+    )
     branched = LfMmiLoss.of(digits, TEXTS, options=LfMmiOptions(0.1, 0, 0.1, False))(output, batch)
     _, posteriors = likelihoods(output.logprobs, output.counts, batch.targets.graphs)
     assert (branched - plain).item() == pytest.approx(-0.1 * float((posteriors * output.xent.detach()).sum()), rel=1e-4)
