@@ -6,51 +6,93 @@ The values are those of :mod:`quantasr.numerics.fake_quantize`, to the last bit,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantasr.numerics.fake_quantize import fake_quantize, scale_and_zero_point
+from quantasr.numerics.fake_quantize import scale_and_zero_point
 from quantasr.numerics.qtypes import QType
 
+_BLOCK = 1 << 17
 _MOMENTUM = 0.01  # of the moving average over training steps, as in PyTorch's and TensorFlow's observers
 
 
-def learned_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType) -> Tensor:
-    """Quantize and dequantize ``x``, with gradients for ``x`` and for ``scale``, which broadcasts against ``x``.
+def trained_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType) -> Tensor:
+    """Quantize and dequantize ``x``, with gradients for ``x`` and for ``scale``.
 
-    Learned step size quantization (LSQ: Esser et al., arXiv 1902.08153): the gradient of the result for the scale is
-    ``round(x / scale) - x / scale`` inside the range and the integer at its end outside, times
+    ``scale`` and ``zero_point`` are scalars, or ``[rows]`` for an ``x`` of ``[rows, values]``. The gradient for ``x``
+    is passed on inside the range and zero outside. That for the scale is learned step size quantization's (LSQ: Esser
+    et al., arXiv 1902.08153): ``round(x / scale) - x / scale`` inside the range and its end outside, times
     ``1 / sqrt(values of a scale * quant_max)``.
     """
-    out: Tensor = _LearnedFakeQuantize.apply(x, scale, zero_point, qtype)  # type: ignore[no-untyped-call]
+    out: Tensor = _TrainedFakeQuantize.apply(x, scale, zero_point, qtype)  # type: ignore[no-untyped-call]
     return out
 
 
-class _LearnedFakeQuantize(torch.autograd.Function):
+class _TrainedFakeQuantize(torch.autograd.Function):
+    """In blocks that stay in the processor's cache: passes over memory are what quantization costs in training."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qtype: QType) -> Tensor:
-        # In place wherever possible: these passes over memory are what quantization costs in training.
-        ratio = x / scale
-        low, high = qtype.quant_min, qtype.quant_max
-        if qtype.symmetric:
-            outside = ratio.lt(low).logical_or_(ratio.gt(high))
-            out = torch.round(ratio).clamp_(low, high)
-        else:
-            outside = ratio.lt(low - zero_point).logical_or_(ratio.gt(high - zero_point))
-            out = torch.round(ratio).add_(zero_point).clamp_(low, high).sub_(zero_point)
-        ctx.save_for_backward(torch.sub(out, ratio.masked_fill_(outside, 0.0), out=ratio), outside)
-        ctx.shape = scale.shape
-        ctx.factor = 1 / math.sqrt(x.numel() / scale.numel() * qtype.quant_max)
-        return out.mul_(scale)
+        order = _memory_order(x)
+        rows = scale.numel() if scale.ndim else 1
+        flat = x.permute(order).reshape(rows, -1)
+        out = torch.empty_like(flat)
+        scales, low = scale.reshape(-1, 1), qtype.quant_min - zero_point.reshape(-1, 1)
+        high = low + (qtype.quant_max - qtype.quant_min)
+        for part in _blocks(rows, flat.shape[1]):
+            row = part[0]
+            values = torch.div(flat[part], scales[row], out=out[part])
+            # Clipped to whole numbers before it is rounded to whole numbers: the same as afterwards.
+            torch.clamp(values, low[row], high[row], out=values).round_().mul_(scales[row])
+        # What is needed besides is computed again: that is faster than to write it down and to read it.
+        ctx.save_for_backward(flat, scales, low, high)
+        ctx.order, ctx.scale_shape = order, scale.shape
+        ctx.factor = 1 / math.sqrt(max(1, flat.shape[1]) * qtype.quant_max)
+        return _as_before(out, x, order)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        slope, outside = ctx.saved_tensors
+        flat, scales, low, high = ctx.saved_tensors
         (gradient,) = gradients
-        for_scale = (gradient * slope).sum_to_size(ctx.shape) * ctx.factor
-        return gradient.masked_fill(outside, 0.0), for_scale, None, None
+        arriving = gradient.permute(ctx.order).reshape(flat.shape)
+        for_x = torch.empty_like(arriving)
+        sums = torch.zeros(len(flat), device=flat.device) if ctx.needs_input_grad[1] else None
+        for part in _blocks(*flat.shape):
+            row = part[0]
+            values = flat[part] / scales[row]
+            clipped = values.clamp(low[row], high[row])
+            inside = clipped == values
+            torch.mul(arriving[part], inside, out=for_x[part])
+            if sums is not None:
+                slope = clipped.round_().sub_(values.mul_(inside))
+                sums[row] += slope.mul_(arriving[part]).sum(1)
+        for_scale = None if sums is None else sums.mul_(ctx.factor).reshape(ctx.scale_shape)
+        return _as_before(for_x, gradient, ctx.order), for_scale, None, None
+
+
+def _memory_order(x: Tensor) -> tuple[int, ...]:
+    """The axes as they lie in memory, the outermost first: read in this order, a transposed tensor needs no copy."""
+    if x.is_contiguous() or x.ndim == 2:
+        return tuple(range(x.ndim))
+    strides = x.stride()
+    return tuple(sorted(range(x.ndim), key=lambda axis: -strides[axis]))
+
+
+def _as_before(flat: Tensor, x: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The inverse of ``x.permute(order).reshape(...)``."""
+    inverse = sorted(range(len(order)), key=lambda position: order[position])
+    return flat.reshape([x.shape[axis] for axis in order]).permute(inverse)
+
+
+def _blocks(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Parts of some :data:`_BLOCK` values of ``[rows, columns]``: whole rows, or pieces of one."""
+    height = max(1, _BLOCK // max(1, columns))
+    for row in range(0, rows, height):
+        for column in range(0, columns, _BLOCK):
+            yield slice(row, row + height), slice(column, column + _BLOCK)
 
 
 class TrainedScale(nn.Module):
@@ -81,14 +123,9 @@ class TrainedScale(nn.Module):
 
     def quantize(self, x: Tensor) -> Tensor:
         """``x``, quantized and dequantized; every scale is for a row where there are several."""
-        scale, zero_point = self.scale, self.zero_point
-        if scale.ndim:
-            scale, zero_point = scale[:, None], zero_point[:, None]
+        scale = self.scale if self.learned else self.scale.detach()
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            if self.learned and torch.is_grad_enabled():
-                return learned_fake_quantize(x, scale, zero_point, self.qtype)
-            return fake_quantize(x, scale.detach(), zero_point, self.qtype)
+            return trained_fake_quantize(x.float(), scale, self.zero_point, self.qtype)
 
 
 class InputTraining(TrainedScale):
