@@ -6,8 +6,8 @@ tables, ``conf/`` and ``graph/``), with a README; a checkpoint to resume from li
 strings and sets are those of ``train_digits.py`` (``digit_strings.py`` says how they are made), so the evaluation set
 of the package's sample was not heard in training.
 
-The network is in ``kaldi_tdnnf.py``, and as Kaldi's in ``kaldi_export.py``; its objective, LF-MMI from a flat start, is
-in ``lf_mmi.py``; lexicon and configurations are in ``kaldi_digits/``. Vosk measures the result.
+The network is in ``kaldi_tdnnf.py``, and as Kaldi's in ``kaldi_export.py``; its objective, LF-MMI from a flat start
+(Hadian et al., 2018), is the package's; lexicon and configurations are in ``kaldi_digits/``. Vosk measures the result.
 
 Example:
 
@@ -24,9 +24,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +47,18 @@ from digit_strings import (
 from digit_training import fit
 from kaldi_export import to_network
 from kaldi_tdnnf import SUBSAMPLING, Shape, Tdnnf
-from lf_mmi import Hmm, denominator, lf_mmi, numerators, stack
 from torch import Tensor
 from torch.nn.functional import pad
 
+from quantasr.kaldi.chain import Normalization, PhoneLm, Pronunciations, make_denominator, normalization_of
 from quantasr.kaldi.compile import make_graph, tree_of, write_tree
+from quantasr.kaldi.compile import read_lexicon as kaldi_lexicon
+from quantasr.kaldi.fst import Fst, SymbolTable
 from quantasr.kaldi.nnet3 import AcousticModel, TransitionModel, write_model
 from quantasr.kaldi.nnet3.transitions import HmmState, Topology
 from quantasr.speech.frontend.kaldi_features import KaldiFeatures
+from quantasr.training.lf_mmi import ChainGraphs, lf_mmi
+from quantasr.training.lf_mmi.graph import denominator_of
 
 PARTS = Path(__file__).with_name("kaldi_digits")
 SAMPLE = Path(__file__).parents[1] / "src" / "quantasr" / "sample" / "digits"
@@ -64,6 +68,7 @@ https://creativecommons.org/licenses/by-sa/4.0/legalcode; README.md names the re
 """
 SILENCE = "SIL"
 XENT, L2 = 0.1, 5e-5  # weights of the cross-entropy output and of the squared scores
+LEAK = 0.1  # of the denominator
 PAUSES = 0.8  # how often the phone model expects silence between two words, and at the ends
 
 
@@ -82,27 +87,31 @@ def phone_ids(lexicon: dict[str, list[str]]) -> dict[str, int]:
     return {p: i for i, p in enumerate([SILENCE, *sorted({p for phones in lexicon.values() for p in phones})])}
 
 
-def phone_bigram(words: Sequence[Sequence[int]], silence: int, phones: int) -> Tensor:
-    """Relative frequencies [phones + 1, phones + 1] of pairs of phones in strings of 1 to ``LONGEST`` words.
+def phone_lm(pronunciations: Pronunciations, words: Sequence[str]) -> Fst:
+    """The bigrams of phones that are expected of the strings of the training set.
 
-    Row and column ``phones`` stand for the ends. What is expected of the strings of the training set: all words and
-    lengths are equally likely, and silence stands between two words with probability ``PAUSES``.
+    All words and lengths are equally likely, and silence stands between two words, and at the ends, with probability
+    ``PAUSES``.
     """
-    edge, count, words_in_all = phones, np.zeros((phones + 1, phones + 1)), (1 + LONGEST) / 2
-    inner = words_in_all - 1  # places between words in a string
+    pause, any_word = pronunciations.choices([])[0], {}
     for word in words:
-        share = 1 / len(words)
-        for pair in pairwise(word):
-            count[pair] += words_in_all * share
-        for a, b in ((edge, word[0]), (word[-1], edge)):
-            count[a, b] += (1 - PAUSES) * share
-        count[word[-1], silence] += (inner + 1) * PAUSES * share
-        count[silence, word[0]] += (inner + 1) * PAUSES * share
-        for other in words:
-            count[word[-1], other[0]] += inner * (1 - PAUSES) * share / len(words)
-    count[edge, silence] += PAUSES
-    count[silence, edge] += PAUSES
-    return torch.from_numpy(count / count.sum(1, keepdims=True)).float()
+        any_word |= {phones: 1 / len(words) for phones in pronunciations.choices([word])[1]}
+    lm = PhoneLm(order=2)
+    for length in range(1, LONGEST + 1):
+        lm.add_choices([pause, *[any_word, pause] * length])
+    return lm.fst()
+
+
+def chain_graphs(ids: dict[str, int]) -> ChainGraphs:
+    """The denominator, and what makes numerators; phones as in ``phones.txt``, from 1."""
+    transitions = transition_model(len(ids))
+    tree = tree_of(transitions)
+    table = SymbolTable.of([("<eps>", 0), *((phone, i + 1) for phone, i in ids.items())], "phones")
+    lexicon = kaldi_lexicon(PARTS / "lexicon.txt")
+    pronunciations = Pronunciations(lexicon, table, silence=SILENCE, silence_probability=PAUSES)
+    den = make_denominator(phone_lm(pronunciations, [entry.word for entry in lexicon]), tree, transitions)
+    parts = denominator_of(den), Normalization(normalization_of(den)), pronunciations
+    return ChainGraphs(tree, transitions, SUBSAMPLING, *parts)
 
 
 @cache
@@ -118,21 +127,40 @@ def batch_of(waves: Sequence[Wave], context: int) -> tuple[Tensor, Tensor]:
     return pad(stack(feats), (context, context), mode="replicate"), lengths
 
 
-def loss_of(model: Tdnnf, lexicon: dict[str, list[int]], bigram: Tensor, examples: Sequence[Example]) -> Tensor:
+def loss_of(model: Tdnnf, graphs: ChainGraphs, examples: Sequence[Example]) -> Tensor:
     """LF-MMI, cross-entropy against the numerator's posteriors, and the size of the scores, per frame."""
     model.constrain()
     feats, lengths = batch_of([e.wave for e in examples], model.shape.context)
     scores, log_posteriors = model(feats)
-    numerator = numerators([[lexicon[w] for w in e.text.split()] for e in examples], 0, bigram)
-    objective, targets = lf_mmi(scores, lengths, numerator, denominator(bigram))
-    frames = lengths.sum()
-    xent = (targets * log_posteriors).sum() / frames
+    numerators = [graphs.numerator(e.text) for e in examples]
+    objective, targets = lf_mmi(scores, lengths, numerators, graphs.denominator, leak=LEAK)
+    xent = (targets * log_posteriors).sum()
     inside = torch.arange(scores.shape[1]) < lengths[:, None]
-    size = (scores.square().sum(2) * inside).sum() / frames
-    return -objective - XENT * xent + L2 / 2 * size
+    size = (scores.square().sum(2) * inside).sum()
+    return (-objective.float().sum() - XENT * xent + L2 / 2 * size) / lengths.sum()
 
 
-def word_loop(lexicon: dict[str, list[int]]) -> tuple[Hmm, list[str]]:
+def stack(sequences: Sequence[Tensor]) -> Tensor:
+    """Features [frames, dim] of different lengths as one tensor [batch, dim, frames]; the last frame is repeated."""
+    longest = max(len(s) for s in sequences)
+    return torch.stack([pad(s.T[None], (0, longest - len(s)), mode="replicate")[0] for s in sequences])
+
+
+@dataclass(frozen=True)
+class Loop:
+    """All strings of words; its states are phones. Log-probabilities, without the 1/2 of leaving a phone.
+
+    ``start`` [states], ``enter`` [from, to], ``end`` [states]; ``phone`` [states]: which one, from 0, so that its pdfs
+    are 2 * phone and 2 * phone + 1.
+    """
+
+    start: Tensor
+    enter: Tensor
+    end: Tensor
+    phone: Tensor
+
+
+def word_loop(lexicon: dict[str, list[int]]) -> tuple[Loop, list[str]]:
     """A graph of all strings of words with optional silence, and the word that starts in each state, or nothing."""
     chains = [("", [0]), *lexicon.items()]
     phone = [p for _, chain in chains for p in chain]
@@ -148,11 +176,11 @@ def word_loop(lexicon: dict[str, list[int]]) -> tuple[Hmm, list[str]]:
         for other in range(len(chains)):
             if k or other:
                 enter[last, begins[other]] = math.log((0.5 if k else 1) / (len(lexicon) if other else 1))
-    return Hmm(start, enter, end, torch.tensor(phone)), names
+    return Loop(start, enter, end, torch.tensor(phone)), names
 
 
 @torch.no_grad()
-def recognise(model: Tdnnf, graph: Hmm, names: Sequence[str], waves: Sequence[Wave]) -> list[str]:
+def recognise(model: Tdnnf, graph: Loop, names: Sequence[str], waves: Sequence[Wave]) -> list[str]:
     """Best strings by the Viterbi algorithm."""
     model.eval()
     texts = []
@@ -282,13 +310,12 @@ def main() -> None:
     spoken = read_lexicon()
     ids = phone_ids(spoken)
     lexicon = {word: [ids[p] for p in phones] for word, phones in spoken.items()}
-    bigram = phone_bigram(list(lexicon.values()), 0, len(ids))
     model = build(corpus, options.seed, len(ids))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     graph, names = word_loop(lexicon)
     checkpoint = options.out.with_name(f"{options.out.name}.pt")
-    loss, recogniser = partial(loss_of, model, lexicon, bigram), partial(recognise, model, graph, names)
+    loss, recogniser = partial(loss_of, model, chain_graphs(ids)), partial(recognise, model, graph, names)
     seconds = fit(model, corpus, checkpoint, options, loss, recogniser)
     save(model.eval(), ids, options.out)
     write_readme(model, options.out, seconds, options)

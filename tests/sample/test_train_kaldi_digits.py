@@ -1,8 +1,7 @@
-"""The Kaldi training script: its objective by brute force, its parts on tones; and the recogniser that it made."""
+"""The Kaldi training script: its graphs by hand, its parts on tones; and the recogniser that it made."""
 
 import importlib
 import importlib.util
-import itertools
 import json
 import math
 import subprocess
@@ -21,7 +20,7 @@ from quantasr.sources.kaldi.build import build_network
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDER = Path(__file__).parents[1] / "data" / "kaldi" / "digits"
-MODULES = ("train_kaldi_digits", "kaldi_export", "kaldi_tdnnf", "lf_mmi", "digit_training", "digit_strings")
+MODULES = ("train_kaldi_digits", "kaldi_export", "kaldi_tdnnf", "digit_training", "digit_strings")
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +34,6 @@ def training():
 
 
 @pytest.fixture(scope="module")
-def lf_mmi(training):
-    return sys.modules["lf_mmi"]
-
-
-@pytest.fixture(scope="module")
 def corpus(training):
     """One speaker whose digits are tones."""
     time = np.arange(1600, dtype=np.float32) / 8000
@@ -50,81 +44,32 @@ def corpus(training):
     ]
 
 
-# Phones of the toy: silence and two words, one of a single phone and one of two.
-WORDS = ([1], [2, 1])
-
-
 @pytest.fixture(scope="module")
-def bigram(training):
-    return training.phone_bigram(WORDS, 0, 3)
+def ids(training):
+    return training.phone_ids(training.read_lexicon())
 
 
-def test_phone_bigram_by_hand(training, bigram):
-    assert torch.allclose(bigram.sum(1), torch.ones(4))
-    # Starts: silence in PAUSES of all strings, else either word.
-    rest = (1 - training.PAUSES) / 2
-    assert torch.allclose(bigram[3], torch.tensor([training.PAUSES, rest, rest, 0]))
-    assert bigram[2].tolist() == [0, 1, 0, 0]
-    assert bigram[0, 0] == 0 and bigram[0, 1] == bigram[0, 2]
+def test_the_phone_language_model_by_hand(training, ids):
+    graphs = training.chain_graphs(ids)
+    words = list(training.read_lexicon())
+    lm = training.phone_lm(graphs.pronunciations, words)
+    silence, first = 1, {name: ids[name] + 1 for name in ("T_B", "UW_E")}
+    costs = {row[0]: math.exp(-w) for row, w in zip(lm.arcs.tolist(), lm.weights.tolist(), strict=True)}
+    begin = range(lm.first[lm.start], lm.first[lm.start + 1])
+    starts = {int(lm.arcs[i, 0]): math.exp(-lm.weights[i]) for i in begin}
+    assert starts[silence] == pytest.approx(training.PAUSES)
+    assert starts[first["T_B"]] == pytest.approx((1 - training.PAUSES) / len(words))
+    assert sum(starts.values()) == pytest.approx(1)
+    assert costs[first["UW_E"]] == pytest.approx(1)  # nothing else goes on so
 
 
-def paths(phones: list[int], frames: int) -> list[list[int]]:
-    """All ways to say phones in so many frames: the pdf of each frame."""
-    found = []
-    for cuts in itertools.combinations(range(1, frames), len(phones) - 1):
-        sizes = np.diff([0, *cuts, frames])
-        found.append([2 * p + (k > 0) for p, size in zip(phones, sizes, strict=True) for k in range(size)])
-    return found
-
-
-def brute_force(scores: torch.Tensor, sequences: list[list[int]], bigram: torch.Tensor) -> torch.Tensor:
-    """The log-likelihood of sequences of phones, path by path."""
-    terms = []
-    frames = len(scores)
-    for phones in sequences:
-        if len(phones) > frames:
-            continue
-        ends = bigram[3, phones[0]] * bigram[phones[-1], 3]
-        weight = torch.log(ends) + sum(torch.log(bigram[a, b]) for a, b in itertools.pairwise(phones))
-        if weight > -100:
-            for pdfs in paths(phones, frames):
-                terms.append(weight + (frames - 1) * math.log(0.5) + scores[range(frames), pdfs].sum())
-    return torch.logsumexp(torch.stack(terms), 0)
-
-
-@pytest.mark.parametrize("frames", [3, 5, 6])
-def test_likelihoods_by_brute_force(lf_mmi, bigram, frames):
-    scores = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(frames))
-    lengths = torch.tensor([frames, 7])
-    texts = [[WORDS[1]], [WORDS[0], WORDS[1]]]
-    found = lf_mmi.log_likelihood(scores, lengths, lf_mmi.numerators(texts, 0, bigram))
-    for row, text in enumerate(texts):
-        chains = []
-        for pauses in itertools.product((False, True), repeat=len(text) + 1):
-            chain = [0] * pauses[0]
-            for word, pause in zip(text, pauses[1:], strict=True):
-                chain += word + [0] * pause
-            chains.append(chain)
-        wanted = brute_force(scores[row, : lengths[row]], chains, bigram)
-        torch.testing.assert_close(found[row], wanted, rtol=1e-4, atol=1e-4)
-    everything = [list(s) for n in range(1, frames + 1) for s in itertools.product(range(3), repeat=n)]
-    found = lf_mmi.log_likelihood(scores[:1], lengths[:1], lf_mmi.denominator(bigram))
-    wanted = brute_force(scores[0, :frames], everything, bigram)
-    torch.testing.assert_close(found[0], wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_objective_is_negative_and_its_gradient_is_that_of_the_likelihoods(lf_mmi, bigram):
-    scores = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    lengths = torch.tensor([5, 6])
-    right, every = lf_mmi.numerators([[WORDS[0]], [WORDS[1]]], 0, bigram), lf_mmi.denominator(bigram)
-    value, posteriors = lf_mmi.lf_mmi(scores, lengths, right, every)
-    direct = lf_mmi.log_likelihood(scores, lengths, right) - lf_mmi.log_likelihood(scores, lengths, every, leaky=True)
-    torch.testing.assert_close(value, direct.sum() / 11)
-    assert value < 0
-    for got, wanted in zip(*(torch.autograd.grad(v, scores) for v in (value, direct.sum() / 11)), strict=True):
-        torch.testing.assert_close(got, wanted)
-    # Each frame of a recording is said by something, and none behind its end is.
-    inside = (torch.arange(6) < lengths[:, None]).float()
+def test_numerators_are_part_of_the_denominator(training, ids):
+    graphs = training.chain_graphs(ids)
+    scores = torch.randn(3, 40, 2 * len(ids), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    numerators = [graphs.numerator(text) for text in ("one", "zero two", "nine eight seven")]
+    value, posteriors = training.lf_mmi(scores, torch.tensor([40, 25, 40]), numerators, graphs.denominator, leak=0.1)
+    assert (value < 0).all() and torch.isfinite(value).all()
+    inside = (torch.arange(40) < torch.tensor([40, 25, 40])[:, None]).float()
     torch.testing.assert_close(posteriors.sum(2), inside, rtol=1e-4, atol=1e-4)
 
 
