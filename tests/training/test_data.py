@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from quantasr.training.augment import AugmentOptions
 from quantasr.training.buckets import Buckets
 from quantasr.training.data import TrainingData
 from quantasr.training.data_options import DataOptions
+from quantasr.training.store import UtteranceStore
 
 DIGITS = Path(__file__).parents[2] / "src/quantasr/sample/digits"
 TRAIN, VALIDATION = DIGITS / "calibration.jsonl", DIGITS / "evaluation.jsonl"
@@ -286,3 +288,24 @@ def test_validation_is_a_list_of_utterances(model: CtcModel) -> None:
     validation = opened(model).validation
     assert len(validation) == 220
     assert all(isinstance(u, Utterance) for u in validation)
+
+
+def test_utterances_are_kept_on_disk(tmp_path: Path) -> None:
+    store = UtteranceStore()
+    tracemalloc.start()
+    try:
+        for i in range(10_000):
+            store.append(Utterance(f"u{i}", tmp_path / f"{i}.wav", "one two three " * 20, speaker=f"s{i}"), i / 10)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 40 * 10_000
+    assert store[4567] == Utterance("u4567", tmp_path / "4567.wav", "one two three " * 20, speaker="s4567")
+    assert store[-1].id == "u9999"
+    assert [u.id for u in store[3:5]] == ["u3", "u4"]
+    assert store.seconds[123] == 12.3
+    # Appending goes on after reading.
+    store.append(Utterance("last", tmp_path / "a.wav", None, 1.5, 2.0, source="m:1"), 2.0)
+    assert store[10_000] == Utterance("last", tmp_path / "a.wav", None, 1.5, 2.0, source="m:1")
+    with pytest.raises(IndexError):
+        store[10_001]

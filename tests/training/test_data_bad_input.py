@@ -181,3 +181,20 @@ def test_features_cannot_be_sped_up(model: CtcModel, tmp_path: Path) -> None:
     faster = DataOptions(augment=AugmentOptions(speeds=(0.9, 1.1)))
     with pytest.raises(TrainingError, match=r"comes with features or i-vectors, .* switch speed, gain and noise off"):
         TrainingData.open(folder, model, faster, batch=1, validation=VALIDATION)
+
+
+def test_noise_must_be_sound(model: CtcModel, tmp_path: Path) -> None:
+    with archive_writer(tmp_path / "f.ark", tmp_path / "feats.scp") as put:
+        put("a", np.ones((120, 3), np.float32))
+    noisy = DataOptions(augment=AugmentOptions(noise=str(tmp_path)))
+    with pytest.raises(ManifestError, match="holds features and no sound: give recordings of noise"):
+        TrainingData.open(VALIDATION, model, noisy, batch=1, validation=VALIDATION)
+
+
+def test_a_form_that_was_asked_for_is_what_is_read(model: CtcModel, manifest) -> None:
+    path = manifest([(1.0, "one")])
+    assert len(TrainingData.open(path, model, batch=1, validation=VALIDATION, format="nemo")) == 1
+    with pytest.raises(ManifestError, match=r"m\.jsonl:1: is not a cut: write all lines with Lhotse"):
+        TrainingData.open(path, model, batch=1, validation=VALIDATION, format="lhotse")
+    with pytest.raises(ManifestError, match="manifest format 'kaldi2' is unknown"):
+        TrainingData.open(path, model, batch=1, validation=VALIDATION, format="kaldi2")

@@ -38,6 +38,7 @@ class Distillation:
             raise TrainingError(f"distillation: temperature is {temperature}: give more than 0")
         self._teacher = teacher
         self._temperature = temperature
+        self._device = torch.device("cpu")
         self._features = BatchFeatures(teacher, spec_augment)
 
     def collate(self, examples: Sequence[Example], seed: int) -> Batch:
@@ -48,8 +49,7 @@ class Distillation:
 
     def __call__(self, output: Output, batch: Batch) -> Tensor:
         """The sum over all frames of ``batch``."""
-        frames = self._frames(output, batch)
-        return frames.sum()
+        return self._frames(output, batch).sum()
 
     def each(self, output: Output, batch: Batch) -> Tensor:
         """The mean over the frames of every recording, ``[batch]``."""
@@ -70,7 +70,9 @@ class Distillation:
         return torch.where(valid, divergence, 0.0)
 
     def _teach(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        self._teacher.graph.to(features.device)
+        if self._device != features.device:
+            self._teacher.graph.to(features.device)
+            self._device = features.device
         with evaluating(self._teacher.module), torch.no_grad():
             logprobs, counts, _ = self._teacher.train_outputs(features, lengths)
         return logprobs, counts
