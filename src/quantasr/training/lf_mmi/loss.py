@@ -70,7 +70,10 @@ class LfMmiLoss:
 
     Numerators come from alignments, where there are some, and recordings are then cut in chunks; else from transcripts,
     and recordings are whole. In a batch shorter ones are filled up with their last frame. The weight of a batch is its
-    number of output frames. ``skipped`` counts the rows seen that no path of their numerator fits: these teach nothing.
+    number of output frames.
+
+    Nothing is learnt from recordings that :meth:`problem` would name, nor from those that are shorter than their
+    numerator, or that the denominator does not allow: ``skipped`` counts those seen.
     """
 
     name = "lf_mmi"
@@ -162,11 +165,8 @@ class LfMmiLoss:
         rows = self._rows(example, random)
         if self.graphs.alignments is not None:
             return self._chunks(example, rows, random)
-        problem = self.problem(example.id, example.text, np.inf)
-        if problem is not None:
-            raise TrainingError(f"{example.id}: {problem}")
-        assert example.text is not None
-        return [_Piece(example.id, rows, self.graphs.numerator(example.text))]
+        usable = self.problem(example.id, example.text, np.inf) is None
+        return [_Piece(example.id, rows, self.graphs.numerator(example.text or "") if usable else NEVER)]
 
     def _rows(self, example: Example, random: np.random.Generator) -> Features:
         """What the network reads of a recording, moved by up to half an output frame."""
@@ -189,7 +189,7 @@ class LfMmiLoss:
         """All of a recording in pieces of at most ``chunk`` frames, with their contexts, cut at random."""
         assert self.graphs.alignments is not None
         if example.id not in self.graphs.alignments:
-            raise TrainingError(f"{example.id}: has no alignment")
+            return [_Piece(example.id, rows, NEVER)]
         timed = self.graphs.timed(example.id)
         steps, (left, right) = self._model.network.subsampling, self._model.network.contexts
         frames = -(-(len(rows) - left - right) // steps)
