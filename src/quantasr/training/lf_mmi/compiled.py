@@ -58,6 +58,86 @@ def _weighted(now: Any, weights: Any, total: Any) -> None:
             total[b] += weights[s] * now[s, b]
 
 
+@njit(cache=True, fastmath={"contract", "reassoc", "nsz"})
+def _scale(now: Any, sums: Any) -> None:
+    """Divide by ``sums`` [batch]; where these are zero there is nothing."""
+    rows, batch = now.shape
+    inverse = np.zeros_like(sums)
+    for b in range(batch):
+        if sums[b] > 0:
+            inverse[b] = 1 / sums[b]
+    for s in range(rows):
+        for b in range(batch):
+            now[s, b] *= inverse[b]
+
+
+@njit(cache=True)
+def _forward(
+    scores: Any, lengths: Any, first: Any, other: Any, pdf: Any, prob: Any, initial: Any, final: Any, leak: Any
+) -> Any:
+    """(alpha with the leak in it [frames + 1, states, batch], its sums before it [frames + 1, batch], totals)."""
+    frames, _, batch = scores.shape
+    states = len(initial)
+    alpha = np.empty((frames + 1, states, batch), scores.dtype)
+    sums = np.empty((frames + 1, batch), scores.dtype)
+    totals, ended = np.zeros(batch, scores.dtype), np.empty(batch, scores.dtype)
+    one = np.ones_like(initial)
+    for t in range(frames + 1):
+        if t == 0:
+            for s in range(states):
+                alpha[0, s] = initial[s]
+        else:
+            _advance(alpha[t], alpha[t - 1], scores[t - 1], first, other, pdf, prob)
+            _scale(alpha[t], sums[t - 1])
+        _weighted(alpha[t], one, sums[t])
+        if leak > 0:
+            _leak(alpha[t], initial, leak * sums[t])
+        if (lengths == t).any():
+            _weighted(alpha[t], final, ended)
+            for b in range(batch):
+                if lengths[b] == t:
+                    totals[b] = ended[b]
+    return alpha, sums, totals
+
+
+@njit(cache=True)
+def _backward(
+    scores: Any,
+    lengths: Any,
+    first: Any,
+    other: Any,
+    pdf: Any,
+    prob: Any,
+    initial: Any,
+    final: Any,
+    leak: Any,
+    alpha: Any,
+    sums: Any,
+    totals: Any,
+) -> Any:
+    """Posteriors of the pdfs [frames, pdfs, batch]."""
+    frames, _, batch = scores.shape
+    states = len(initial)
+    posteriors = np.zeros_like(scores)
+    beta, now = np.zeros((states, batch), scores.dtype), np.zeros((states, batch), scores.dtype)
+    leaked = np.empty(batch, scores.dtype)
+    one = np.ones_like(initial)
+    for t in range(frames, -1, -1):
+        if t < frames:
+            _retreat(now, beta, scores[t], first, other, pdf, prob, alpha[t], posteriors[t])
+            _scale(now, sums[t])
+            _scale(posteriors[t], sums[t])
+        for b in range(batch):
+            if lengths[b] == t and totals[b] > 0:
+                for s in range(states):
+                    now[s, b] = final[s] / totals[b]
+        if leak > 0:
+            _weighted(now, initial, leaked)
+            _leak(now, one, leak * leaked)
+        beta, now = now, beta
+    return posteriors
+
+
 def forward_backward(
     scores: NDArray[Any], lengths: NDArray[np.int64], graph: Hmm, leak: float
 ) -> tuple[NDArray[np.float64], NDArray[Any]]:
@@ -66,45 +146,13 @@ def forward_backward(
     All arithmetic is in the type of ``scores``. Where no path has so many frames the log-likelihood is -inf, and the
     posteriors are zero.
     """
-    frames, _, batch = scores.shape
     kind = scores.dtype
-    initial, final, one = graph.initial.astype(kind), graph.final.astype(kind), np.ones(graph.states, kind)
+    ends = graph.initial.astype(kind), graph.final.astype(kind), kind.type(leak)
     first, other, pdf, prob = graph.by_target
-    prob = prob.astype(kind)
-    alpha = np.empty((frames + 1, graph.states, batch), kind)
-    sums = np.empty((frames + 1, batch), kind)
-    totals, ended = np.zeros(batch, kind), np.empty(batch, kind)
-    alpha[0] = initial[:, None]
-    for t in range(frames + 1):
-        if t:
-            _advance(alpha[t], alpha[t - 1], scores[t - 1], first, other, pdf, prob)
-            alpha[t] *= _inverse(sums[t - 1])
-        _weighted(alpha[t], one, sums[t])
-        if leak:
-            _leak(alpha[t], initial, kind.type(leak) * sums[t])
-        if (lengths == t).any():
-            _weighted(alpha[t], final, ended)
-            totals = np.where(lengths == t, ended, totals)
+    alpha, sums, totals = _forward(scores, lengths, first, other, pdf, prob.astype(kind), *ends)
     first, other, pdf, prob = graph.by_source
-    prob = prob.astype(kind)
-    posteriors = np.zeros_like(scores)
-    beta, now = np.zeros((2, graph.states, batch), kind)
-    for t in range(frames, -1, -1):
-        if t < frames:
-            _retreat(now, beta, scores[t], first, other, pdf, prob, alpha[t], posteriors[t])
-            now *= _inverse(sums[t])
-            posteriors[t] *= _inverse(sums[t])
-        if (lengths == t).any():
-            now[:, lengths == t] = (final[:, None] * _inverse(totals))[:, lengths == t]
-        if leak:
-            _weighted(now, initial, ended)
-            _leak(now, one, kind.type(leak) * ended)
-        beta, now = now, beta
+    posteriors = _backward(scores, lengths, first, other, pdf, prob.astype(kind), *ends, alpha, sums, totals)
     with np.errstate(divide="ignore"):
-        scaled = np.where(np.arange(frames + 1)[:, None] < lengths, np.log(sums.astype(np.float64)), 0).sum(0)
+        scaled = np.where(np.arange(len(sums))[:, None] < lengths, np.log(sums.astype(np.float64)), 0).sum(0)
         found: NDArray[np.float64] = np.where(totals > 0, np.log(totals.astype(np.float64)) + scaled, -np.inf)
     return found, posteriors
-
-
-def _inverse(x: NDArray[Any]) -> NDArray[Any]:
-    return np.divide(1, x, out=np.zeros_like(x), where=x > 0)
