@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from quantasr.measure.evaluate import evaluate as evaluate
     from quantasr.pipeline import quantize as quantize
     from quantasr.pipeline_in_place import quantize_in_place as quantize_in_place
+    from quantasr.pipeline_training import finetune as finetune
+    from quantasr.pipeline_training import qat as qat
     from quantasr.recipes import Recipe as Recipe
     from quantasr.runtime import load as load
     from quantasr.sensitivity import sensitivity as sensitivity
@@ -32,8 +34,10 @@ _VERBS = {
     "Recipe": "quantasr.recipes",
     "bit_widths": "quantasr.bit_widths",
     "evaluate": "quantasr.measure.evaluate",
+    "finetune": "quantasr.pipeline_training",
     "load": "quantasr.runtime",
     "load_model": "quantasr.sources",
+    "qat": "quantasr.pipeline_training",
     "quantize": "quantasr.pipeline",
     "quantize_in_place": "quantasr.pipeline_in_place",
     "sensitivity": "quantasr.sensitivity",
@@ -45,8 +49,10 @@ __all__ = [
     "__version__",
     "bit_widths",
     "evaluate",
+    "finetune",
     "load",
     "load_model",
+    "qat",
     "quantize",
     "quantize_in_place",
     "sensitivity",

@@ -21,6 +21,8 @@ COMMANDS = (
     "bench",
     "inspect",
     "sensitivity",
+    "finetune",
+    "qat",
     "compile-graph",
     "score-lattices",
     "loglikes",
