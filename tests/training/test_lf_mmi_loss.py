@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_kaldi import with_ivectors
 
 from quantasr import load_model, sample
 from quantasr.errors import TrainingError
@@ -277,3 +279,37 @@ def test_options_and_models_that_make_no_sense(digits: KaldiModel, tmp_path: Pat
     digits.transitions = None
     with pytest.raises(TrainingError, match="has no transition model"):
         LfMmiLoss.of(digits, TEXTS)
+
+
+def test_ivectors_are_moved_and_cut_with_the_features(tmp_path: Path) -> None:
+    model = load_model(with_ivectors(tmp_path / "model"))
+    assert isinstance(model, KaldiModel)
+    loss = LfMmiLoss.of(model, TEXTS, options=LfMmiOptions(shift_frames=True))
+    batch = loss.collate(EXAMPLES[:3], 1)
+    assert batch.features.shape[2] == 4 + 5
+    trainee = Trainee(model)
+    trainee.train()
+    value = loss(trainee(batch.features, batch.lengths), batch)
+    value.backward()
+    assert torch.isfinite(value)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trainee.parameters() if p.requires_grad)
+
+
+def test_a_folder_of_vosks_needs_its_tree_and_lexicon(tmp_path: Path) -> None:
+    folder = tmp_path / "vosk"
+    shutil.copytree(DIGITS / "graph", folder / "graph")
+    for name, where in (("final.mdl", "am"), ("conf/mfcc.conf", "conf")):
+        (folder / where).mkdir()
+        shutil.copy(DIGITS / name, folder / where)
+    model = load_model(folder)
+    with pytest.raises(TrainingError, match=r"has no lexicon\.txt: name the lexicon"):
+        LfMmiLoss.of(model, TEXTS)
+    loss = LfMmiLoss.of(model, TEXTS, GraphChoice(lexicon=DIGITS / "lexicon.txt"))
+    batch = loss.collate(EXAMPLES[:2], 0)
+    assert value_of(model, loss, batch) < 0.2
+
+
+def test_only_kaldis_models_are_trained_so(tmp_path: Path) -> None:
+    model = load_model(sample.model())
+    with pytest.raises(TrainingError, match="LF-MMI trains Kaldi's chain models only"):
+        LfMmiLoss.of(model, TEXTS)
