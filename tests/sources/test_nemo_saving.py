@@ -29,9 +29,7 @@ def _train(model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["quartznet", "citrinet", "fastconformer", "hybrid-bpe"])
-def test_a_trained_model_is_restored_by_nemo(
-    name: str, tiny_nemo_file: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_trained_model_is_restored_by_nemo(name: str, tiny_nemo_file: Callable[[str], Path], tmp_path: Path) -> None:
     model: Any = load_model(tiny_nemo_file(name))
     before = model.logprobs(SPEECH)
     _train(model)

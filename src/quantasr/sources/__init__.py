@@ -12,6 +12,7 @@ from typing import Any
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import AsrModel, CtcModel, FrameModel, LatticeModel
+from quantasr.sources.vocabulary import characters_of, new_vocabulary
 
 SOURCES: dict[str, str] = {
     "nemo": "NVIDIA NeMo (CTC models): a .nemo file, or a pretrained model's name",
@@ -76,6 +77,8 @@ __all__ = [
     "FrameModel",
     "LatticeModel",
     "adopt_model",
+    "characters_of",
     "load_model",
+    "new_vocabulary",
     "rebuild_model",
 ]

@@ -198,10 +198,15 @@ class FrameModel(AsrModel):
 
 @dataclass
 class CtcModel(FrameModel):
-    """A trained CTC recogniser. ``own_decoder`` is the way to the text that the model brings along."""
+    """A trained CTC recogniser. ``own_decoder`` is the way to the text that the model brings along.
+
+    ``vocabulary`` has the files of a new vocabulary, by name, in place of those of the place that the model was loaded
+    from; None for one that is not needed any more.
+    """
 
     tokenizer: CtcTokenizer
     own_decoder: CtcDecoder = field(default=GREEDY, kw_only=True)
+    vocabulary: dict[str, bytes | None] = field(default_factory=dict, kw_only=True)
 
     decoder: ClassVar[str] = "ctc"
 

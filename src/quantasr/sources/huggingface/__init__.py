@@ -15,6 +15,8 @@ from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import CtcModel
 from quantasr.sources.huggingface.graph import CtcGraph, adapter_layers, frames_adapted
 from quantasr.sources.huggingface.library import load_errors, quiet, require_transformers
+from quantasr.sources.huggingface.skeleton import SKELETON, files_of
+from quantasr.sources.huggingface.tokenizer import read_tokenizer
 from quantasr.sources.wav2vec2.masking import fresh_embedding, guard_masking, set_time_masking
 from quantasr.sources.wav2vec2.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend, frontend_from_dict
@@ -28,7 +30,6 @@ FAMILIES = {
     "data2vec-audio": "wav2vec2",
     "wav2vec2-bert": "wav2vec2_bert",
 }
-_SKELETON = "huggingface.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -79,7 +80,7 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
         "transformers": transformers.__version__,
     }
     name = Path(where).resolve().name
-    return _assemble(name, module, frontend, _tokenizer(where, tokenizer, config.vocab_size), padded, provenance)
+    return _assemble(name, module, frontend, read_tokenizer(where, tokenizer, config.vocab_size), padded, provenance)
 
 
 def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
@@ -87,7 +88,7 @@ def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
     require_transformers(str(folder))
     import transformers
 
-    row = json.loads((folder / _SKELETON).read_text("utf-8"))
+    row = json.loads((folder / SKELETON).read_text("utf-8"))
     with load_errors(str(folder)), quiet():
         config = transformers.AutoConfig.from_pretrained(folder)
         module = transformers.AutoModelForCTC.from_config(config, attn_implementation="eager", dtype=torch.float32)
@@ -104,15 +105,6 @@ def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
 def _assemble(
     name: str, module: Any, frontend: Frontend, tokenizer: CtcTokenizer, padded: bool, provenance: dict[str, Any]
 ) -> CtcModel:
-    skeleton = {
-        "name": name,
-        "frontend": frontend.to_dict(),
-        "tokenizer": tokenizer.to_dict(),
-        "padded_batches": padded,
-        "provenance": provenance,
-    }
-    config = json.loads(module.config.to_json_string(use_diff=False))
-    config.pop("_name_or_path", None)  # where it happened to lie
     guard_masking(module)
     return CtcModel(
         name=name,
@@ -127,10 +119,7 @@ def _assemble(
         rewrite=rewrite,
         time_masking=partial(set_time_masking, module),
         provenance=provenance,
-        files={
-            "config.json": json.dumps(config, indent=1).encode(),
-            _SKELETON: json.dumps(skeleton, ensure_ascii=False, indent=1).encode(),
-        },
+        files=files_of(name, module, frontend, tokenizer, padded, provenance),
     )
 
 
@@ -178,30 +167,6 @@ def _frontend(where: str, extractor: Any) -> Frontend:
             padding_value=float(extractor.padding_value),
         )
     raise ModelLoadError(f"{where}: feature extractor {kind} is not supported")
-
-
-def _tokenizer(where: str, tokenizer: Any, vocab_size: int) -> CtcTokenizer:
-    if type(tokenizer).__name__ != "Wav2Vec2CTCTokenizer":
-        raise ModelLoadError(
-            f"{where}: tokenizer {type(tokenizer).__name__} is not a CTC tokenizer (Wav2Vec2CTCTokenizer)"
-        )
-    tokens: list[str] = []
-    for i in range(vocab_size):
-        token = tokenizer.convert_ids_to_tokens(i)
-        # Heads wider than the vocabulary exist; their spare outputs still need names of their own.
-        tokens.append(token if token is not None and token not in tokens else f"<{i}>")
-    if tokenizer.pad_token_id is None:
-        raise ModelLoadError(f"{where}: the tokenizer has no pad token, which is the CTC blank of these models")
-    return CtcTokenizer(
-        tokens=tuple(tokens),
-        blank_id=int(tokenizer.pad_token_id),
-        word_delimiter=tokenizer.word_delimiter_token,
-        delimiter_text=tokenizer.replace_word_delimiter_char,
-        special_ids=frozenset(i for i in tokenizer.all_special_ids if i < vocab_size),
-        lowercase=bool(tokenizer.do_lower_case),
-        unk_token=str(tokenizer.unk_token or ""),
-        clean_up=bool(tokenizer.clean_up_tokenization_spaces),
-    )
 
 
 def _frame_samples(config: Any, frontend: Frontend) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.asr_model import AsrModel
+from quantasr.sources.asr_model import AsrModel, CtcModel
 from quantasr.sources.huggingface.library import quiet
 
 TOKENIZER_FILES = (
@@ -31,17 +32,20 @@ def save(model: AsrModel, folder: Path) -> None:
     Raises :class:`ModelLoadError` when the place that the model came from has no feature extractor or tokenizer any
     more.
     """
-    write_weights(model.module, folder)
-    copy_files(model, (*TOKENIZER_FILES, *_OTHERS), folder)
-
-
-def write_weights(module: Any, folder: Path) -> None:
-    """``config.json`` and ``model.safetensors``, or several of those."""
     with quiet():
-        module.save_pretrained(folder)
+        _module(model).save_pretrained(folder)
+    vocabulary = model.vocabulary if isinstance(model, CtcModel) else {}
+    _copy_files(model, [name for name in (*TOKENIZER_FILES, *_OTHERS) if name not in vocabulary], folder)
+    for name, content in vocabulary.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
 
 
-def copy_files(model: AsrModel, names: tuple[str, ...], folder: Path) -> None:
+def _module(model: AsrModel) -> Any:
+    return model.module
+
+
+def _copy_files(model: AsrModel, names: Sequence[str], folder: Path) -> None:
     """Copy those files that are there from where the model was loaded: a folder, or the hub's cache."""
     where, revision = model.provenance["model"], model.provenance.get("revision")
     found = [path for name in names if (path := _original(where, revision, name)) is not None]

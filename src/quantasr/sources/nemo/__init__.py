@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from quantasr.sources.nemo.graph import CtcGraph
 from quantasr.sources.nemo.hub import download
 from quantasr.sources.nemo.module import NemoModel, build, fill, fits, require_nemo, subsampling_factor
 from quantasr.sources.nemo.rewrites import rewrite
-from quantasr.sources.nemo.tokenizer import read_tokenizer
+from quantasr.sources.nemo.skeleton import PIECES, SKELETON, config_of, files_of
+from quantasr.sources.nemo.tokenizer import read_sentencepiece, read_tokenizer
 from quantasr.speech.frontend import LogMelFrontend
 from quantasr.speech.tokenizer import CtcTokenizer
 
 # NVIDIA's names on its own hub and its models on Hugging Face's.
 _PRETRAINED = re.compile(r"nvidia/[\w.-]+|(?:[\w.-]+/)?stt_[\w.-]+|(?:QuartzNet|Jasper)[\w.-]+")
-_SKELETON = "nemo.json"
 
 
 def recognises(where: str) -> bool:
@@ -46,7 +45,7 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
     place = where if Path(where).exists() else str(download(where, revision))
     with open_archive(place) as archive:
         config = read_config(where, archive.read(CONFIG))
-        tokenizer = read_tokenizer(archive, config)
+        tokenizer, pieces = read_tokenizer(archive, config), read_sentencepiece(archive, config)
         state = archive.weights()
     module = build(where, config, len(tokenizer) - 1)
     fill(where, module, config.head, state)
@@ -61,32 +60,31 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
         "nemo": version,
     }
     name = re.sub(r"\.nemo$", "", Path(where).resolve().name)
-    return _assemble(name, config, module, tokenizer, provenance)
+    return _assemble(name, config, module, tokenizer, pieces, provenance)
 
 
 def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
     """The model whose :attr:`CtcModel.files` lie in ``folder``, with random weights; NeMo is needed."""
-    row = json.loads((folder / _SKELETON).read_text("utf-8"))
-    frontend = {key: value for key, value in row["config"].pop("frontend").items() if key != "kind"}
-    config = NemoConfig(**{**row["config"], "frontend": LogMelFrontend(**frontend)})
+    row = json.loads((folder / SKELETON).read_text("utf-8"))
+    config = config_of(row)
+    pieces = (folder / PIECES).read_bytes() if (folder / PIECES).is_file() else None
     tokenizer = CtcTokenizer.from_dict(row["tokenizer"])
     module = build(str(folder), config, len(tokenizer) - 1)
-    return _assemble(row["name"], config, module, tokenizer, row["provenance"])
+    return _assemble(row["name"], config, module, tokenizer, pieces, row["provenance"])
 
 
 def _assemble(
-    name: str, config: NemoConfig, module: NemoModel, tokenizer: CtcTokenizer, provenance: dict[str, Any]
+    name: str,
+    config: NemoConfig,
+    module: NemoModel,
+    tokenizer: CtcTokenizer,
+    pieces: bytes | None,
+    provenance: dict[str, Any],
 ) -> CtcModel:
     graph = CtcGraph(module)
     factor = subsampling_factor(module, config)
     with fits(provenance["model"], config):
         min_samples = _min_samples(graph, config.frontend, factor)
-    skeleton = {
-        "name": name,
-        "config": {**asdict(config), "frontend": config.frontend.to_dict()},
-        "tokenizer": tokenizer.to_dict(),
-        "provenance": provenance,
-    }
     return CtcModel(
         name=name,
         family=config.family,
@@ -99,7 +97,7 @@ def _assemble(
         min_samples=min_samples,
         rewrite=rewrite,
         provenance=provenance,
-        files={_SKELETON: json.dumps(skeleton, ensure_ascii=False, indent=1).encode()},
+        files=files_of(name, config, tokenizer, pieces, provenance),
     )
 
 

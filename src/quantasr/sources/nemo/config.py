@@ -79,7 +79,7 @@ class NemoConfig:
 
 def read_config(where: str, content: bytes) -> NemoConfig:
     """Read ``model_config.yaml``; raises :class:`ModelLoadError` where it is no CTC model that we know."""
-    root = _load_yaml(where, content)
+    root = load_yaml(where, content)
     model_class = _class_name(where, root.get("target"), "the model")
     if model_class in NOT_YET:
         raise ModelLoadError(f"{where}: {model_class} is not supported yet: only models with a CTC head are")
@@ -121,7 +121,8 @@ def read_config(where: str, content: bytes) -> NemoConfig:
     )
 
 
-def _load_yaml(where: str, content: bytes) -> dict[str, Any]:
+def load_yaml(where: str, content: bytes) -> dict[str, Any]:
+    """The section of a configuration that describes the model, of plain values."""
     import yaml
 
     # Plain values only, with 1e-5 a number, as OmegaConf reads it.

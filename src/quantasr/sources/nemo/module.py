@@ -104,16 +104,7 @@ def build(where: str, config: NemoConfig, tokens: int) -> NemoModel:
         arguments["sync_max_audio_length"] = False
     with fits(where, config):
         encoder = getattr(modules, config.encoder_class)(**arguments)
-        head = dict(config.decoder)
-        classes = head.pop("num_classes", -1)
-        decoder = modules.ConvASRDecoder(
-            **{
-                **head,
-                "feat_in": head.get("feat_in") or encoder._feat_out,
-                "num_classes": classes if isinstance(classes, int) and classes > 0 else tokens,
-                "vocabulary": None,
-            }
-        )
+        decoder = build_head(config, encoder, tokens)
     _mend_subsampling(encoder)
     outputs = decoder.num_classes_with_blank
     if outputs != tokens + 1:
@@ -121,6 +112,22 @@ def build(where: str, config: NemoConfig, tokens: int) -> NemoModel:
             f"{where}: its decoder has {outputs} outputs, but its tokenizer has {tokens} tokens, and a blank"
         )
     return NemoModel(encoder, config.head, decoder).eval()
+
+
+def build_head(config: NemoConfig, encoder: Any, tokens: int) -> Any:
+    """The CTC head behind an encoder, with random weights."""
+    from nemo.collections.asr.modules import ConvASRDecoder
+
+    head = dict(config.decoder)
+    classes = head.pop("num_classes", -1)
+    return ConvASRDecoder(
+        **{
+            **head,
+            "feat_in": head.get("feat_in") or encoder._feat_out,
+            "num_classes": classes if isinstance(classes, int) and classes > 0 else tokens,
+            "vocabulary": None,
+        }
+    )
 
 
 def _refuse_unsupported(where: str, encoder: dict[str, Any]) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.asr_model import AsrModel
-from quantasr.sources.nemo.archive import WEIGHTS, open_archive
+from quantasr.sources.asr_model import AsrModel, CtcModel
+from quantasr.sources.nemo.archive import WEIGHTS, NemoArchive, open_archive
 from quantasr.sources.nemo.hub import download
 
 SUFFIX = ".nemo"
@@ -25,7 +25,35 @@ def save(model: AsrModel, folder: Path) -> None:
     NeMo's weights are PyTorch's pickles of plain tensors. Those of parts that a CTC model does not run (a hybrid's
     transducer) stay what they were. Raises :class:`ModelLoadError` when the original is gone, or of other weights.
     """
-    write(model, folder, model.module, {})
+    vocabulary = model.vocabulary if isinstance(model, CtcModel) else {}
+    with original(model) as archive:
+        state = archive.weights()
+        for name in archive:
+            if name == WEIGHTS or name in vocabulary:
+                continue
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as source, (folder / name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+    for name, content in vocabulary.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+    mine = {key: value.detach().cpu() for key, value in model.module.state_dict().items()}
+    head = "decoder." if vocabulary else None
+    for key, value in mine.items():
+        if key not in state or (state[key].shape != value.shape and not (head and key.startswith(head))):
+            raise ModelLoadError(
+                f"{archive.where}: has other weights than the model that was loaded from there: the first is {key}"
+            )
+    torch.save({**state, **mine}, folder / WEIGHTS)
+
+
+@contextmanager
+def original(model: AsrModel) -> Iterator[NemoArchive]:
+    """The archive that a model was loaded from."""
+    where = model.provenance["model"]
+    place = where if Path(where).exists() else str(download(where, model.provenance.get("revision")))
+    with open_archive(place) as archive:
+        yield archive
 
 
 def save_file(model: AsrModel, path: Path) -> None:
@@ -47,23 +75,3 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
-
-
-def write(model: AsrModel, folder: Path, module: nn.Module, files: Mapping[str, Callable[[bytes], bytes]]) -> None:
-    """As :func:`save`, with ``module`` in place of the original's, and some files changed, by what they were."""
-    where = model.provenance["model"]
-    place = where if Path(where).exists() else str(download(where, model.provenance.get("revision")))
-    with open_archive(place) as archive:
-        state = archive.weights()
-        for name in archive:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if name in files:
-                (folder / name).write_bytes(files[name](archive.read(name)))
-            elif name != WEIGHTS:
-                with archive.open(name) as source, (folder / name).open("wb") as target:
-                    shutil.copyfileobj(source, target)
-    mine = {key: value.detach().cpu() for key, value in module.state_dict().items()}
-    strange = sorted(key for key, value in mine.items() if key not in state or state[key].shape != value.shape)
-    if strange:
-        raise ModelLoadError(f"{where}: has other weights than the model that was loaded from there: no {strange[0]}")
-    torch.save({**state, **mine}, folder / WEIGHTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from quantasr.errors import ModelLoadError
@@ -25,12 +25,13 @@ def read_tokenizer(archive: NemoArchive, config: NemoConfig) -> CtcTokenizer:
     if section is None:
         if any(len(label) == 0 for label in config.labels):
             raise ModelLoadError(f"{archive.where}: an empty label among the model's characters")
-        return _tokenizer(list(config.labels), config.labels, kind="characters", word_delimiter=" ")
+        return characters(config.labels)
     kind = str(section.get("type", "")).lower()
     if "custom_tokenizer" in section:
         raise ModelLoadError(f"{archive.where}: a tokenizer with a class of its own is not supported")
-    if kind == "bpe":
-        return _sentencepiece(archive, _file(archive, section, "model_path", "tokenizer.model"))
+    content = read_sentencepiece(archive, config)
+    if content is not None:
+        return sentencepiece(archive.where, content)
     if kind == "wpe":
         return _wordpiece(archive, config)
     if kind == "agg":
@@ -38,6 +39,13 @@ def read_tokenizer(archive: NemoArchive, config: NemoConfig) -> CtcTokenizer:
             f"{archive.where}: tokenizers of several languages in one model (type agg) are not supported yet"
         )
     raise ModelLoadError(f"{archive.where}: tokenizer type {kind!r} is unknown; supported are bpe and wpe")
+
+
+def read_sentencepiece(archive: NemoArchive, config: NemoConfig) -> bytes | None:
+    """The SentencePiece model of a model whose tokens are its pieces."""
+    section = config.tokenizer or {}
+    bpe = str(section.get("type", "")).lower() == "bpe"
+    return _file(archive, section, "model_path", "tokenizer.model") if bpe else None
 
 
 def _file(archive: NemoArchive, section: dict[str, Any], key: str, name: str) -> bytes:
@@ -48,13 +56,19 @@ def _file(archive: NemoArchive, section: dict[str, Any], key: str, name: str) ->
     return archive.read(given)
 
 
-def _sentencepiece(archive: NemoArchive, content: bytes) -> CtcTokenizer:
-    import sentencepiece
+def characters(labels: Sequence[str]) -> CtcTokenizer:
+    """A tokenizer whose tokens are written as they are."""
+    return _tokenizer(list(labels), labels, kind="characters", word_delimiter=" ")
+
+
+def sentencepiece(where: str, content: bytes) -> CtcTokenizer:
+    """The tokenizer of a SentencePiece model."""
+    from sentencepiece import SentencePieceProcessor
 
     try:
-        pieces = read_pieces(sentencepiece.SentencePieceProcessor(model_proto=content))
+        pieces = read_pieces(SentencePieceProcessor(model_proto=content))
     except (RuntimeError, OSError, TypeError, ValueError):
-        raise ModelLoadError(f"{archive.where}: its tokenizer is no SentencePiece model: copy it again") from None
+        raise ModelLoadError(f"{where}: its tokenizer is no SentencePiece model: copy it again") from None
     return _tokenizer(pieces.tokens, pieces.names, kind="pieces", silent=pieces.silent, byte_fallback=pieces.bytes)
 
 
