@@ -150,7 +150,7 @@ def qat(
                 overwrite=overwrite,
                 say=say,
             )
-    return replace(trained, folder=output)
+    return replace(trained, folder=output, prepared=prepared)
 
 
 def _load(model: FrameModel | str | Path, trust: bool, say: Say) -> FrameModel:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantasr.errors import TrainingError
+from quantasr.quantize import Prepared
 from quantasr.sources import CtcModel, FrameModel, LatticeModel
 from quantasr.sources.kaldi.model import KaldiModel
 from quantasr.speech.manifest import Utterance
@@ -34,7 +35,7 @@ class Trained:
     """What came of a run: ``folder`` is the model or artifact, ``run`` what can be resumed.
 
     ``before`` and ``after`` are figures of validation (``wer`` or ``loss``): of the model before training, quantized
-    where it is trained so, and of what came out.
+    where it is trained so, and of what came out. ``prepared`` is what was quantized, from which it was exported.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Trained:
     result: TrainResult
     before: Mapping[str, float]
     after: Mapping[str, float]
+    prepared: Prepared | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
