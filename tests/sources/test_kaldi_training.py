@@ -97,8 +97,13 @@ def test_the_branch_gives_what_the_whole_network_gives(digits: KaldiModel) -> No
     assert torch.allclose(xent.exp().sum(2), torch.ones(xent.shape[:2]), atol=1e-5)
     own = {name.split(".")[0] for name, _ in digits.module.get_submodule(BRANCH).named_parameters()}
     assert own and not own & {name.split(".")[0] for name, _ in whole.named_parameters() if "xent" not in name}
+    with torch.no_grad():
+        digits.module.get_submodule(BRANCH).get_submodule("output-xent.affine").weight.zero_()
     digits.finish_training()
     assert BRANCH not in digits.module._modules
+    assert digits.train_outputs(features, lengths)[2] is None
+    digits.prepare_training()  # what it has learnt is still there
+    assert not digits.module.get_submodule(BRANCH).get_submodule("output-xent.affine").weight.any()
 
 
 def test_gradients_reach_all_layers_but_the_fixed(digits: KaldiModel) -> None:
@@ -147,6 +152,17 @@ def test_constrained_weights_of_a_model_are_those_of_its_components(digits: Kald
     digits.constrain(4)
     for path, weight in noisy.items():
         assert _unevenness(weight) < _unevenness(before[path])
+
+
+def test_the_constraint_reaches_weights_behind_quantizers(digits: KaldiModel) -> None:
+    layer = digits.network.get_submodule(next(iter(digits.network.orthonormal)))
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", torch.nn.Identity())
+    original = layer.parametrizations.weight.original
+    with torch.no_grad():
+        original += 0.02 * torch.randn(original.shape, generator=torch.Generator().manual_seed(3))
+    before = original.detach().clone()
+    digits.constrain(4)
+    assert _unevenness(layer.parametrizations.weight.original) < _unevenness(before)
 
 
 def _unevenness(weight: torch.Tensor) -> float:

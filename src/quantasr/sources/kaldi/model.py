@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantasr.errors import ModelLoadError
 from quantasr.kaldi.nnet3.model import read_model
@@ -25,7 +25,7 @@ class KaldiModel(LatticeModel):
     """A :class:`LatticeModel` of Kaldi's. ``transitions`` says what its outputs are; None of a ``.raw`` network."""
 
     transitions: TransitionModel | None = None
-    _branch: nn.Module | None = field(default=None, init=False, repr=False)
+    _branch: KaldiNetwork | None = field(default=None, init=False, repr=False)
 
     @property
     def network(self) -> KaldiNetwork:
@@ -47,11 +47,16 @@ class KaldiModel(LatticeModel):
         The branch has the layers of its own only; what is before them is computed once, for both outputs. Nothing but
         :meth:`train_outputs` runs it.
         """
-        if BRANCH in self.module._modules:
-            return True
+        if BRANCH not in self.module._modules:
+            self._branch = self._branch or self._make_branch()
+            if self._branch is not None:
+                self.module.add_module(BRANCH, self._branch.train(self.module.training))
+        return BRANCH in self.module._modules
+
+    def _make_branch(self) -> KaldiNetwork | None:
         model = read_model(self.model_path)
         if XENT not in model.network.outputs:
-            return False
+            return None
         main = self.network
         left, right = main.contexts
         branch = build_network(
@@ -61,22 +66,19 @@ class KaldiModel(LatticeModel):
         for node in shared:
             branch.forget(node)
         if not set(branch.paths).isdisjoint(main.paths):
-            return False  # a layer that both read at other times could not be shared
-        self.module.add_module(BRANCH, branch)
-        self.module.train(self.module.training)
-        return True
+            return None  # a layer that both read at other times could not be shared
+        return branch
 
     def finish_training(self) -> None:
         """Take the cross-entropy branch off again, before ``module`` is exported or quantized."""
-        self._branch = self.module._modules.pop(BRANCH, None) or self._branch
+        self.module._modules.pop(BRANCH, None)
         for network in self.networks:
             keep_zeros(network)
 
     @property
     def networks(self) -> list[KaldiNetwork]:
         """``module``, and the cross-entropy branch if there is one."""
-        branch = self.module._modules.get(BRANCH, self._branch)
-        return [self.network, *([branch] if isinstance(branch, KaldiNetwork) else [])]
+        return [self.network] if self._branch is None else [self.network, self._branch]
 
     def train_outputs(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Scores ``[batch, frames, pdfs]``, frame counts ``[batch]``, and the cross-entropy branch's log-posteriors.
@@ -84,10 +86,8 @@ class KaldiModel(LatticeModel):
         The last are None unless :meth:`prepare_training` found a branch.
         """
         values = self.network.values(features)
-        scores, branch = self.network.result(values), self.module._modules.get(BRANCH)
-        xent = None
-        if branch is not None:
-            assert isinstance(branch, KaldiNetwork)
+        scores, branch, xent = self.network.result(values), self._branch, None
+        if branch is not None and BRANCH in self.module._modules:
             known = {node: values.of[node] for node in self.network.shares(branch)}
             xent = branch.result(branch.values(features, known))
         return scores, self.frame_counts(lengths), xent

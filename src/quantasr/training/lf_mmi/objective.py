@@ -43,8 +43,7 @@ def likelihoods(
         logs, rows = compiled.forward_backward(columns, lengths.numpy().astype(np.int64), graphs, leak)
         found, posteriors = torch.from_numpy(logs), torch.from_numpy(rows).permute(2, 0, 1)
     else:
-        each = [graphs] * len(exp) if isinstance(graphs, Hmm) else graphs
-        found, posteriors = tensors.forward_backward(exp, lengths, each, leak)
+        found, posteriors = tensors.forward_backward(exp, lengths, graphs, leak)
     inside = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
     return found.double() + (best[:, :, 0].double() * inside).sum(1), posteriors.to(scores.dtype)
 
