@@ -3,8 +3,8 @@
     python benchmarks/qat_digits.py --work /tmp/qat --jobs 2
 
 Needs the recordings of single digits in the shared data. Training, validation and evaluation strings are made of other
-takes; calibration strings are the sample's. Each result is added to WORK/results.jsonl as it comes, and what is there is
-not done again; --report prints the tables of what is there.
+takes; calibration strings are the sample's. Each result is added to WORK/results.jsonl as it comes, and what is there
+is not done again; --report prints the tables of what is there.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Task:
     granularity: str
     steps: int
     loss: str = "auto"
-    observer: str = "mse"
+    observer: str = "min_max"
 
     def recipe(self, source: Source, family: str) -> Recipe:
         """The source's recipe with these weights."""
@@ -84,10 +84,10 @@ class Task:
 
 
 TASKS = {
-    "w8a8": Task(8, "per_channel", 60, observer="min_max"),
+    "w8a8": Task(8, "per_channel", 60),
     "w4a8 per tensor": Task(4, "per_tensor", 200),
     "w4a8 per tensor, distilled": Task(4, "per_tensor", 200, "distillation"),
-    "w2a8": Task(2, "per_channel", 400),
+    "w2a8": Task(2, "per_channel", 400, observer="mse"),
 }
 
 

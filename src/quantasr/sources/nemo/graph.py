@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quantasr.sources.asr_model import FrameGraph
@@ -29,6 +30,10 @@ class CtcGraph(FrameGraph):
         with typecheck.disable_checks():
             encoded, counts = model.encoder(audio_signal=features.transpose(1, 2), length=lengths)
             head = model.ctc_decoder if hasattr(model, "ctc_decoder") else model.decoder
+            kind = encoded.device.type
+            if torch.is_autocast_enabled(kind):  # its log-softmax would be of half precision
+                with torch.autocast(kind, enabled=False):
+                    return head(encoder_output=encoded.float()), counts
             return head(encoder_output=encoded), counts
 
     def frame_counts(self, lengths: Tensor) -> Tensor:
