@@ -17,7 +17,6 @@ from quantasr.errors import TrainingError
 from quantasr.kaldi.archive import archive_writer
 from quantasr.kaldi.chain import make_denominator, normalization_of
 from quantasr.kaldi.compile.arrays import to_kaldifst
-from quantasr.kaldi.nnet3 import read_model
 from quantasr.sources.kaldi import KaldiModel
 from quantasr.speech.manifest import read_manifest
 from quantasr.training.batch import Example, Output
@@ -253,11 +252,13 @@ def test_what_chunks_say_is_what_the_whole_recording_says(
 
 
 def test_alignments_must_be_those_of_the_recordings(
-    digits: KaldiModel, aligned: tuple[LfMmiLoss, dict[str, np.ndarray]]
+    digits: KaldiModel, aligned: tuple[LfMmiLoss, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
     loss, _ = aligned
     assert loss.problem("other", "one", 1.0) == "has no alignment"
     assert loss.problem(EXAMPLES[0].id, "any forty", 1.0) is None
+    with pytest.raises(TrainingError, match="fall between the frames"):
+        LfMmiLoss.of(digits, [], GraphChoice(alignments=tmp_path / "ali", tolerance=(1, 0)))
     faster = Example(EXAMPLES[0].id, EXAMPLES[0].wave[: len(EXAMPLES[0].wave) * 10 // 11], None)
     with pytest.raises(TrainingError, match="train without speed perturbation"):
         loss.collate([faster], 0)
@@ -275,7 +276,9 @@ def test_options_and_models_that_make_no_sense(digits: KaldiModel, tmp_path: Pat
     for wrong in ({"leak": 1.0}, {"l2": -1.0}, {"xent": -0.1}, {"chunk": 0}):
         with pytest.raises(TrainingError):
             LfMmiOptions(**wrong)
-    assert read_model(DIGITS / "final.mdl").transitions is not None
+    for wrong in ({"silence_probability": 1.0}, {"order": 1}, {"states": -1}, {"tolerance": (5, -1)}):
+        with pytest.raises(TrainingError):
+            GraphChoice(**wrong)
     digits.transitions = None
     with pytest.raises(TrainingError, match="has no transition model"):
         LfMmiLoss.of(digits, TEXTS)

@@ -49,7 +49,7 @@ class GraphChoice:
     ``ali.*.gz`` and their ``final.mdl``; None for numerators from transcripts. ``silence``: the phone that may stand
     around words; None for SIL, if the model has it, and "" for none. ``order`` and ``states``: of the phone language
     model behind a denominator that is made. ``tolerance``: by how many frames a phone may begin before and end behind
-    what the alignment says.
+    what the alignment says. Raises TrainingError for values that make no sense.
     """
 
     lexicon: str | Path | None = None
@@ -60,6 +60,16 @@ class GraphChoice:
     order: int = 4
     states: int = 2000
     tolerance: tuple[int, int] = (5, 5)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.silence_probability < 1:
+            raise TrainingError(f"silence probability {self.silence_probability:g}: give more than 0 and less than 1")
+        if self.order < 2 or self.states < 0:
+            raise TrainingError(
+                f"a phone language model of order {self.order}, {self.states} states: 4, 2000 are usual"
+            )
+        if len(self.tolerance) != 2 or min(self.tolerance) < 0:
+            raise TrainingError(f"tolerance {self.tolerance}: give frames before and frames behind, such as (5, 5)")
 
 
 @dataclass
@@ -129,6 +139,10 @@ def graphs_of(
         raise TrainingError(f"{path}: has no transition model: LF-MMI needs a .mdl file, not a .raw one")
     tree = tree_in(folder if (folder / "tree").is_file() else path.parent, model.transitions)
     parts = (tree, model.transitions, model.network.subsampling)
+    if choice.alignments is not None and sum(choice.tolerance) + 1 < model.network.subsampling:
+        raise TrainingError(
+            f"tolerance {choice.tolerance}: phones would fall between the frames of the output; (5, 5) is usual"
+        )
     aligned = None if choice.alignments is None else _segments(choice.alignments, say)
     pronunciations = _pronunciations(folder, choice) if aligned is None else None
     given = choice.denominator or next((p for p in (folder / "den.fst", path.parent / "den.fst") if p.is_file()), None)
