@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -37,7 +36,6 @@ _ONE = np.zeros(1, np.int32)
 NEVER = Hmm(_ONE, _ONE, _ONE, np.zeros(1), np.ones(1), np.zeros(1))
 """The graph of what the denominator does not allow: it has no path."""
 _KEPT = 256  # graphs are large, and only short phrases come again soon
-_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -146,20 +144,19 @@ def graphs_of(
     aligned = None if choice.alignments is None else _segments(choice.alignments, say)
     pronunciations = _pronunciations(folder, choice) if aligned is None else None
     given = choice.denominator or next((p for p in (folder / "den.fst", path.parent / "den.fst") if p.is_file()), None)
-    lm = PhoneLm(choice.order, choice.states) if given is None else None
-    if aligned is None:
-        assert pronunciations is not None
-        _count(lm, texts, pronunciations, say)
-    elif lm is not None:
-        for segments in aligned.values():
-            lm.add([segment.phone for segment in segments])
-    if lm is None:
-        assert given is not None
+    if given is not None:
         den = read_fst(given)
         beside = Path(given).with_name("normalization.fst")
         normalization = read_fst(beside) if beside.is_file() else normalization_of(den)
         say(f"denominator: {given}, {den.states} states, {len(den.arcs)} arcs")
     else:
+        lm = PhoneLm(choice.order, choice.states)
+        if aligned is not None:
+            for segments in aligned.values():
+                lm.add([segment.phone for segment in segments])
+        else:
+            assert pronunciations is not None
+            _count(lm, texts, pronunciations)
         den = make_denominator(lm.fst(), tree, model.transitions)
         normalization = normalization_of(den)
         say(f"denominator: made of what is said in training, {den.states} states, {len(den.arcs)} arcs")
@@ -170,29 +167,15 @@ def graphs_of(
     )
 
 
-def _count(
-    lm: PhoneLm | None, texts: Iterable[str], pronunciations: Pronunciations, say: Callable[[str], None]
-) -> None:
-    """Count phones, and say which words have none."""
-    usable = left_out = 0
-    unknown: Counter[str] = Counter()
+def _count(lm: PhoneLm, texts: Iterable[str], pronunciations: Pronunciations) -> None:
+    """Count the phones of those texts that have only words of the lexicon."""
+    counted = 0
     for text in texts:
         words = text.split()
-        missing = pronunciations.unknown(words)
-        unknown.update(missing)
-        if not words or missing:
-            left_out += 1
-            continue
-        usable += 1
-        if lm is not None:
+        if words and not pronunciations.unknown(words):
             lm.add_choices(pronunciations.choices(words))
-    if unknown:
-        named = ", ".join(f"{word} ({count})" for word, count in unknown.most_common(_NAMED))
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        say(f"words without a pronunciation: {named}{more}: add them to the lexicon")
-    if left_out:
-        say(f"{left_out} of {left_out + usable} transcripts are empty or have such words: nothing is learnt from them")
-    if not usable and (left_out or lm is not None):
+            counted += 1
+    if not counted:
         raise TrainingError("no transcript has only words of the lexicon: is it the lexicon of this model?")
 
 

@@ -117,18 +117,18 @@ class LfMmiLoss:
         return cls(model, graphs, options, spec_augment=spec_augment)
 
     def problem(self, id: str, text: str | None, seconds: float) -> str | None:
-        """Why an utterance cannot be trained on; None if it can. Its audio is not read."""
+        """Why an utterance cannot be trained on, and behind a colon which words; None if it can. No audio is read."""
         if self.graphs.alignments is not None:
-            return None if id in self.graphs.alignments else "has no alignment"
+            return None if id in self.graphs.alignments else "no alignment"
         words = (text or "").split()
         if not words:
-            return "has no transcript"
+            return "no transcript"
         assert self.graphs.pronunciations is not None
         unknown = self.graphs.pronunciations.unknown(words)
         if unknown:
             return f"words without a pronunciation: {', '.join(unknown)}"
         if self.graphs.pronunciations.fewest_phones(words) > seconds / self._model.frame_seconds:
-            return "is too short for its transcript"
+            return "too short for its transcript"
         return None
 
     def collate(self, examples: Sequence[Example], seed: int) -> Batch:
