@@ -116,7 +116,7 @@ class Lesson:
             trust=trust,
             say=say,
         )
-        return cls(model, speech, config, data, _loss(kind, model, teacher, data, config, say))
+        return cls(model, speech, config, data, make_loss(kind, model, teacher, data, config, say))
 
     def teach(
         self,
@@ -177,9 +177,10 @@ def _loss_kind(model: FrameModel, config: TrainingConfig) -> str:
     return kind
 
 
-def _loss(
+def make_loss(
     kind: str, model: FrameModel, teacher: FrameModel | None, data: TrainingData, config: TrainingConfig, say: Say
 ) -> Loss:
+    """The loss of a kind; raises TrainingError for what it lacks."""
     masks, options = config.data.augment.spec_augment, config.loss
     if kind == "lf_mmi":
         assert isinstance(model, LatticeModel)
