@@ -14,14 +14,14 @@ from pathlib import Path
 from quantasr.artifact_parts import Waves
 from quantasr.atomic import check_target
 from quantasr.errors import CalibrationError, EngineError, TrainingError
-from quantasr.pipeline import Manifest, Original, find_recipe, utterances_of, write_artifact
+from quantasr.pipeline import Manifest, Original, find_recipe, write_artifact
 from quantasr.quantize import calibrate, convert, prepare
 from quantasr.quantize.prepare import check_fits
 from quantasr.quantize.training import QatState
 from quantasr.recipes import Recipe
 from quantasr.sources import CtcModel, FrameModel, load_model
 from quantasr.sources.vocabulary import characters_of, new_vocabulary
-from quantasr.speech.manifest import check_disjoint
+from quantasr.speech.manifest import Utterance, check_disjoint
 from quantasr.training.config import TrainingConfig
 from quantasr.training.lesson import Lesson, Speech, Trained, weights_hash
 from quantasr.training.processes import is_main_process
@@ -58,7 +58,7 @@ def finetune(
     """
     output, config, say = Path(output), config or TrainingConfig(), _by_main(say)
     check_target(output, overwrite=False)
-    tested = [] if test is None else utterances_of(test, trust=trust)
+    tested = [] if test is None else _utterances(test, trust)
     model = _load(model, trust, say)
     if vocabulary is not None:
         model = _with_vocabulary(model, vocabulary, train, config.train.seed, trust)
@@ -100,10 +100,10 @@ def qat(
     """
     output, config, say = Path(output), config or TrainingConfig(), _by_main(say)
     check_target(output, overwrite=overwrite)
-    utterances = utterances_of(calibration, trust=trust)[:limit]
+    utterances = _utterances(calibration, trust)[:limit]
     if not utterances:
         raise CalibrationError("no calibration utterances: static scales need some speech")
-    tested = [] if test is None else utterances_of(test, trust=trust)
+    tested = [] if test is None else _utterances(test, trust)
     check_disjoint(utterances, tested)
     wants_teacher = "distillation" in config.loss.kind
     if wants_teacher and teacher is None:
@@ -175,6 +175,11 @@ def _with_vocabulary(
     if vocabulary == CHARACTERS:
         vocabulary = characters_of(u.text or "" for u in stream_utterances(train, trust=trust))
     return new_vocabulary(model, vocabulary, keep_shared=True, seed=seed)
+
+
+def _utterances(manifest: Manifest, trust: bool) -> list[Utterance]:
+    """Of a manifest in any form, Lhotse's too, or as they are."""
+    return list(stream_utterances(manifest, trust=trust)) if isinstance(manifest, str | Path) else list(manifest)
 
 
 def _run_folder(run: str | Path | None, output: Path) -> Path:

@@ -116,7 +116,10 @@ class Lesson:
             trust=trust,
             say=say,
         )
-        return cls(model, speech, config, data, make_loss(kind, model, teacher, data, config, say))
+        loss = make_loss(kind, model, teacher, data, config, say)
+        if isinstance(loss, LfMmiLoss):
+            data.leave_out(loss.problem, say)
+        return cls(model, speech, config, data, loss)
 
     def teach(
         self,
