@@ -15,6 +15,7 @@ import torch
 from quantasr.errors import KaldiFileError, ModelLoadError
 from quantasr.kaldi.archive import archive_writer
 from quantasr.kaldi.chain import (
+    Alignments,
     Normalization,
     PhoneLm,
     Pronunciations,
@@ -258,9 +259,14 @@ def test_alignments_from_a_folder(tmp_path: Path, transitions: TransitionModel) 
             for key in keys:
                 put(key, np.array(GOLDEN["alignment"], np.int32))
         (tmp_path / f"ali.{name}.gz").write_bytes(gzip.compress((tmp_path / "ark").read_bytes()))
-    model, found = read_alignments(tmp_path)
-    assert model.num_pdfs == transitions.num_pdfs
-    assert {key: values.tolist() for key, values in found.items()} == dict.fromkeys("abc", GOLDEN["alignment"])
+    found = read_alignments(tmp_path)
+    assert found.transitions.num_pdfs == transitions.num_pdfs
+    assert dict(found) == dict.fromkeys("abc", segments_of(np.array(GOLDEN["alignment"]), transitions))
+    (tmp_path / "frame_subsampling_factor").write_text("3\n")
+    assert read_alignments(tmp_path)["b"][0] == Segment(found["b"][0].phone, 3 * found["b"][0].frames)
+    (tmp_path / "frame_subsampling_factor").write_text("often\n")
+    with pytest.raises(ModelLoadError, match="'often' is no number of frames"):
+        read_alignments(tmp_path)
     whole = (tmp_path / "ali.2.gz").read_bytes()
     (tmp_path / "ali.2.gz").write_bytes(whole[:-20])
     with pytest.raises(KaldiFileError, match=r"ali\.2\.gz: cannot be unpacked"):
@@ -274,6 +280,8 @@ def test_alignments_from_a_folder(tmp_path: Path, transitions: TransitionModel) 
 def test_numbers_that_are_no_alignment(tids: list[int], transitions: TransitionModel) -> None:
     with pytest.raises(ModelLoadError, match="alignment"):
         segments_of(np.array(tids), transitions)
+    with pytest.raises(ModelLoadError, match=r"^u: an alignment"):
+        Alignments(transitions, {"u": np.array(tids)})["u"]
 
 
 def test_a_denominator_that_was_cut() -> None:

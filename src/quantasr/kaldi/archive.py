@@ -24,6 +24,7 @@ Put: TypeAlias = Callable[[str, Any], None]
 
 _SPECIFIER = re.compile(r"(ark|scp)((?:,[a-z]+)*):(.*)", re.DOTALL)
 _PLACE = re.compile(r"(?P<file>.+?)(?::(?P<offset>[0-9]{1,18}))?(?:\[(?P<part>[0-9:,]*)\])?")
+_MOST_BYTES = 4 << 30
 _RANGE = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
 
@@ -150,7 +151,12 @@ def _whole(path: Path) -> Reader:
         return Reader.open(path, mapped=True, binary=False)
     try:
         with gzip.open(path) as file:
-            return Reader(file.read(), str(path), binary=False)
+            data = file.read(_MOST_BYTES)
+            if file.read(1):
+                raise KaldiFileError(
+                    f"{path}: has more than {_MOST_BYTES >> 30} GiB in it: unpack it, or cut it in parts"
+                )
+        return Reader(data, str(path), binary=False)
     except (OSError, EOFError, zlib.error) as error:
         raise KaldiFileError(f"{path}: cannot be unpacked ({error}): is it complete?") from error
 

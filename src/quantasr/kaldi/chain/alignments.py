@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,27 +24,56 @@ class Segment:
     frames: int
 
 
-def read_alignments(folder: str | Path) -> tuple[TransitionModel, Mapping[str, NDArray[Any]]]:
-    """The transition model and the alignments of an experiment's folder: ``final.mdl``, ``ali.*.gz`` or ``ali*.ark``.
+class Alignments(Mapping[str, list[Segment]]):
+    """The phones of each utterance, made of its transition-ids when they are asked for.
 
-    The model may be of any kind, a GMM too. Raises ModelLoadError and KaldiFileError for what is missing or damaged.
+    ``subsampling``: frames that a transition-id stands for. Raises ModelLoadError, naming the utterance, for what is
+    no alignment.
+    """
+
+    def __init__(self, transitions: TransitionModel, tids: Mapping[str, NDArray[Any]], subsampling: int = 1) -> None:
+        self.transitions, self.subsampling = transitions, subsampling
+        self._tids = tids
+
+    def __getitem__(self, key: str) -> list[Segment]:
+        tids = self._tids[key]
+        try:
+            return segments_of(tids, self.transitions, subsampling=self.subsampling)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{key}: {error}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tids)
+
+    def __len__(self) -> int:
+        return len(self._tids)
+
+
+def read_alignments(folder: str | Path) -> Alignments:
+    """The alignments in an experiment's folder: ``final.mdl``, ``ali.*.gz`` or ``ali*.ark``; empty ones are left out.
+
+    The model may be of any kind, a GMM too. A ``frame_subsampling_factor`` says how many frames each number stands for.
+    Raises ModelLoadError and KaldiFileError for what is missing or damaged.
     """
     folder = Path(folder)
     if not (folder / "final.mdl").is_file():
         raise ModelLoadError(f"{folder}: has no final.mdl: the alignments' own model tells what their numbers mean")
-    reader = Reader.open(folder / "final.mdl")
-    transitions = read_transition_model(reader)
+    transitions = read_transition_model(Reader.open(folder / "final.mdl"))
     paths = sorted([*folder.glob("ali*.gz"), *folder.glob("ali*.ark")])
     if not paths:
         raise ModelLoadError(f"{folder}: has no ali.*.gz and no ali*.ark: give the folder of the alignments")
     found: dict[str, NDArray[Any]] = {}
     for path in paths:
-        archive = Archive(path, "ints")
-        for key, values in archive.items():
+        for key, values in Archive(path, "ints").items():
             if key in found:
                 raise KaldiFileError(f"{path}: '{key}' is in another archive of {folder} already")
-            found[key] = values
-    return transitions, found
+            if len(values):
+                found[key] = values
+    factor = folder / "frame_subsampling_factor"
+    text = factor.read_text("utf-8", "replace").strip() if factor.is_file() else "1"
+    if not text.isdecimal() or not 1 <= int(text[:4]) <= 100:
+        raise ModelLoadError(f"{factor}: {text[:20]!r} is no number of frames")
+    return Alignments(transitions, found, int(text))
 
 
 def segments_of(alignment: NDArray[Any], transitions: TransitionModel, *, subsampling: int = 1) -> list[Segment]:
@@ -60,13 +89,10 @@ def segments_of(alignment: NDArray[Any], transitions: TransitionModel, *, subsam
     phones, states = transitions.phone_of_tid[tids], transitions.state_of_tid[tids]
     loops = transitions.is_self_loop[tids]
     ends = _final(transitions)[tids]
-    if _loops_follow(states, loops):
-        same = np.append(loops[1:] & (states[1:] == states[:-1]), False)
-        ends = np.zeros(len(tids), bool)
-        inside = False
-        for t, final in enumerate(_final(transitions)[tids].tolist()):
-            inside = final or (inside and bool(loops[t]))
-            ends[t] = inside and not same[t]
+    if _loops_follow(states, loops):  # a phone ends with the loops behind its last transition
+        times = np.arange(len(tids))
+        last = np.maximum.accumulate(np.where(loops, -1, times))  # the latest transition that is no loop
+        ends = (last >= 0) & ends[last] & ~np.append(loops[1:] & (states[1:] == states[:-1]), False)
     segments, begin = [], 0
     for end in (np.flatnonzero(ends) + 1).tolist():
         if (phones[begin:end] != phones[begin]).any():

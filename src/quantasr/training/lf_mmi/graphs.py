@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantasr.errors import TrainingError
 from quantasr.kaldi.chain import (
@@ -23,7 +22,6 @@ from quantasr.kaldi.chain import (
     pdf_acceptor,
     phone_graph,
     read_alignments,
-    segments_of,
 )
 from quantasr.kaldi.compile import ContextTree, find_file, read_lexicon, tree_in
 from quantasr.kaldi.fst import INPUT, Fst, read_fst, read_words
@@ -141,7 +139,9 @@ def graphs_of(
         raise TrainingError(
             f"tolerance {choice.tolerance}: phones would fall between the frames of the output; (5, 5) is usual"
         )
-    aligned = None if choice.alignments is None else _segments(choice.alignments, say)
+    aligned = None if choice.alignments is None else read_alignments(choice.alignments)
+    if aligned is not None:
+        say(f"alignments: {len(aligned)} utterances in {choice.alignments}")
     pronunciations = _pronunciations(folder, choice) if aligned is None else None
     given = choice.denominator or next((p for p in (folder / "den.fst", path.parent / "den.fst") if p.is_file()), None)
     if given is not None:
@@ -189,16 +189,3 @@ def _pronunciations(folder: Path, choice: GraphChoice) -> Pronunciations:
     return Pronunciations(
         read_lexicon(path), phones, silence=silence or None, silence_probability=choice.silence_probability
     )
-
-
-def _segments(folder: str | Path, say: Callable[[str], None]) -> dict[str, list[Segment]]:
-    transitions, alignments = read_alignments(folder)
-    factor = Path(folder) / "frame_subsampling_factor"
-    subsampling = int(factor.read_text()) if factor.is_file() else 1
-    found = {key: segments_of(values, transitions, subsampling=subsampling) for key, values in _said(alignments)}
-    say(f"alignments: {len(found)} utterances in {folder}")
-    return found
-
-
-def _said(alignments: Mapping[str, NDArray[Any]]) -> Iterable[tuple[str, NDArray[Any]]]:
-    return ((key, values) for key, values in alignments.items() if len(values))
