@@ -60,3 +60,30 @@ def test_what_has_no_masking_of_its_own_says_so(tiny_model: Callable[[str], Path
     model = load_model(tiny_model("sb-wav2vec2"), trust=True)
     assert model.set_time_masking(0.1, 5) is True
     assert asr_model(torch.nn.Linear(2, 2)).set_time_masking(0.1, 5) is False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["wavlm-large", "bert-relative-key", "citrinet", "fastconformer-local", "sb-wav2vec2"])
+def test_nothing_is_made_on_another_device_than_the_features(name: str, tiny_model: Callable[[str], Path]) -> None:
+    """What is made with no device in mind lands on one here with which nothing can be computed."""
+    model: Any = load_model(tiny_model(name), trust=True)
+    model.make_exportable()
+    for part in model.module.modules():
+        if hasattr(getattr(part, "config", None), "layerdrop"):
+            part.config.layerdrop = 0.0  # whose number is drawn on the processor, whatever the device
+    features, lengths = collate([model.frontend(wave) for wave in tiny_hf.speech(0.5, 0.3)])
+    model.module.train()
+    model.set_time_masking(0.0, 5)
+    with torch.device("meta"):
+        logprobs, counts, _ = model.train_outputs(torch.from_numpy(features), torch.from_numpy(lengths))
+    assert str(logprobs.device) == str(counts.device) == "cpu"
+
+
+@pytest.mark.parametrize("name", ["wav2vec2-base", "quartznet", "fastconformer", "sb-crdnn"])
+def test_log_probs_are_in_float32_whatever_the_layers_compute_in(name: str, tiny_model: Callable[[str], Path]) -> None:
+    model: Any = load_model(tiny_model(name), trust=True)
+    features, lengths = collate([model.frontend(wave) for wave in tiny_hf.speech(0.5, 0.3)])
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs, *_ = model.train_outputs(torch.from_numpy(features), torch.from_numpy(lengths))
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(logprobs.shape[:2]), rtol=0, atol=1e-5)
+    logprobs.sum().backward()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import ctc_loss, log_softmax
 
 from quantasr import load_model
-from quantasr.sources import CtcModel
+from quantasr.sources import CtcModel, rebuild_model
 from quantasr.speech.frontend import collate
 
 SPEECH = tiny_hf.speech(0.7, 0.5, 0.31)
@@ -128,6 +128,8 @@ def test_time_masking_of_short_recordings_and_without_an_embedding(tmp_path: Pat
     features, lengths = _batch(model, SPEECH)
     model.module.train()
     assert model.set_time_masking(0.5, 10)
+    again = _rebuilt(model, tmp_path / "native")
+    again.module.load_state_dict(model.module.state_dict())
     _seed()
     logprobs, *_ = model.train_outputs(features, lengths)
     logprobs.sum().backward()
@@ -140,6 +142,13 @@ def test_time_masking_of_short_recordings_and_without_an_embedding(tmp_path: Pat
         np.random.seed(seed)
         found.append(model.train_outputs(features, lengths)[0])
     torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def _rebuilt(model: Any, folder: Path) -> Any:
+    folder.mkdir()
+    for name, content in model.files.items():
+        (folder / name).write_bytes(content)
+    return rebuild_model("huggingface", folder)
 
 
 def test_an_embedding_that_a_checkpoint_lacks_is_the_same_every_time(tmp_path: Path) -> None:

@@ -55,6 +55,24 @@ def test_hugging_face(tiny_hf_folder: Callable[[str], Path], tmp_path: Path) -> 
     np.testing.assert_allclose(model.logprobs(SPEECH[:1])[0], found[0].numpy(), atol=1e-3)
 
 
+def test_letters_of_another_case(tmp_path: Path) -> None:
+    """Tokenizers that lower their texts have capitals inside: with small letters they would know none."""
+    import transformers
+
+    folder = tiny_hf.save("wav2vec2-base", tmp_path / "model")
+    vocabulary = str(folder / "vocab.json")
+    transformers.Wav2Vec2CTCTokenizer(vocabulary, pad_token="<pad>", do_lower_case=True).save_pretrained(folder)
+    for tokens, lowers in (([" ", "A", "B"], True), ([" ", "a", "b"], False)):
+        model: Any = load_model(folder)
+        assert model.tokenizer.lowercase
+        model = new_vocabulary(model, tokens)
+        assert model.tokenizer.lowercase is lowers
+        model.save(tmp_path / f"saved {lowers}")
+        processor = tiny_hf.processor(tmp_path / f"saved {lowers}")
+        assert processor.tokenizer("a b").input_ids == [3, 2, 4]
+        assert processor.decode([3, 2, 4]) == "a b" == model.tokenizer.decode([3, 2, 4])
+
+
 def test_a_place_for_the_blank_is_kept_and_seeds_decide(tiny_hf_folder: Callable[[str], Path]) -> None:
     models: list[Any] = [
         new_vocabulary(load_model(tiny_hf_folder("wav2vec2-base")), ["a", "<pad>", "|"], seed=seed)  # type: ignore[arg-type]

@@ -15,9 +15,9 @@ from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import CtcModel
 from quantasr.sources.huggingface.graph import CtcGraph, adapter_layers, frames_adapted
 from quantasr.sources.huggingface.library import load_errors, quiet, require_transformers
-from quantasr.sources.huggingface.skeleton import SKELETON, files_of
+from quantasr.sources.huggingface.skeleton import SKELETON, files_of, mask_time
 from quantasr.sources.huggingface.tokenizer import read_tokenizer
-from quantasr.sources.wav2vec2.masking import fresh_embedding, guard_masking, set_time_masking
+from quantasr.sources.wav2vec2.masking import fresh_embedding, guard_masking
 from quantasr.sources.wav2vec2.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend, frontend_from_dict
 from quantasr.speech.tokenizer import CtcTokenizer
@@ -106,6 +106,7 @@ def _assemble(
     name: str, module: Any, frontend: Frontend, tokenizer: CtcTokenizer, padded: bool, provenance: dict[str, Any]
 ) -> CtcModel:
     guard_masking(module)
+    files = files_of(name, module, frontend, tokenizer, padded, provenance)
     return CtcModel(
         name=name,
         family=FAMILIES[module.config.model_type],
@@ -117,9 +118,9 @@ def _assemble(
         frame_seconds=_frame_samples(module.config, frontend) / frontend.sample_rate,
         min_samples=_min_samples(module.config, frontend),
         rewrite=rewrite,
-        time_masking=partial(set_time_masking, module),
+        time_masking=partial(mask_time, module, files),
         provenance=provenance,
-        files=files_of(name, module, frontend, tokenizer, padded, provenance),
+        files=files,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from quantasr.sources.wav2vec2.masking import set_time_masking
 from quantasr.speech.frontend import Frontend
 from quantasr.speech.tokenizer import CtcTokenizer
 
 SKELETON = "huggingface.json"
+_CONFIG = "config.json"
 
 
 def files_of(
@@ -22,9 +24,20 @@ def files_of(
         "padded_batches": padded,
         "provenance": provenance,
     }
-    config = json.loads(module.config.to_json_string(use_diff=False))
-    config.pop("_name_or_path", None)  # where it happened to lie
     return {
-        "config.json": json.dumps(config, indent=1).encode(),
+        _CONFIG: _config_of(module),
         SKELETON: json.dumps(skeleton, ensure_ascii=False, indent=1).encode(),
     }
+
+
+def mask_time(module: Any, files: dict[str, bytes], probability: float, length: int) -> bool:
+    """As :func:`set_time_masking`, also in the configuration in ``files``: by it a model has an embedding for it."""
+    found = set_time_masking(module, probability, length)
+    files[_CONFIG] = _config_of(module)
+    return found
+
+
+def _config_of(module: Any) -> bytes:
+    config = json.loads(module.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)  # where it happened to lie
+    return json.dumps(config, indent=1).encode()

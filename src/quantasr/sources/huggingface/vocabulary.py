@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from quantasr.errors import TrainingError
 from quantasr.sources.asr_model import CtcModel
 from quantasr.sources.huggingface.library import quiet
 from quantasr.sources.huggingface.save import TOKENIZER_FILES
-from quantasr.sources.huggingface.skeleton import files_of
+from quantasr.sources.huggingface.skeleton import files_of, mask_time
 from quantasr.sources.huggingface.tokenizer import read_tokenizer
 from quantasr.sources.vocabulary import keep_rows, refuse_repeated
 
@@ -43,11 +44,13 @@ def replace_vocabulary(model: CtcModel, tokens: list[str] | bytes, *, keep_share
         keep_rows(before, module.lm_head, old, tokenizer)
     module.config.vocab_size, module.config.pad_token_id = len(names), tokenizer.blank_id
     provenance = {**model.provenance, "parameters": sum(p.numel() for p in module.parameters())}
+    skeleton = files_of(model.name, module, model.frontend, tokenizer, model.padded_batches, provenance)
     return replace(
         model,
         tokenizer=tokenizer,
         provenance=provenance,
-        files=files_of(model.name, module, model.frontend, tokenizer, model.padded_batches, provenance),
+        files=skeleton,
+        time_masking=partial(mask_time, module, skeleton),
         vocabulary={**dict.fromkeys(TOKENIZER_FILES), **files},
     )
 
@@ -81,7 +84,8 @@ def _tokenizer_files(model: CtcModel, names: list[str]) -> dict[str, bytes]:
             pad_token=old.tokens[old.blank_id],
             word_delimiter_token=old.word_delimiter,
             replace_word_delimiter_char=old.delimiter_text,
-            do_lower_case=old.lowercase,
+            # Which stands for texts in capitals inside.
+            do_lower_case=old.lowercase and all(name == name.upper() for name in names if len(name) == 1),
             clean_up_tokenization_spaces=old.clean_up,
         )
         tokenizer.save_pretrained(folder)
