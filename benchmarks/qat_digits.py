@@ -52,13 +52,13 @@ class Source:
 
     place: Path
     recipe: str = "fast"
-    rate: float = 3e-4
+    rate: float = 5e-4
     precision: str = "bf16"
 
 
 SOURCES = {
     "Hugging Face": Source(SAMPLE),
-    "NeMo QuartzNet": Source(ROOT / "tests/data/nemo/quartznet.nemo", rate=1e-3),
+    "NeMo QuartzNet": Source(ROOT / "tests/data/nemo/quartznet.nemo", rate=1e-3, precision="fp32"),
     "NeMo Conformer": Source(ROOT / "tests/data/nemo/conformer.nemo"),
     "SpeechBrain": Source(ROOT / "tests/data/speechbrain/wav2vec2_ctc"),
     "Kaldi TDNN": Source(ROOT / "tests/data/kaldi/digits", "default", 1e-3, "fp32"),
@@ -67,11 +67,12 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Task:
-    """How many bits weights have, with one scale for what, and how it is trained."""
+    """How many bits weights have, with one scale for what, and how it is trained: at a share of the source's rate."""
 
     bits: int
     granularity: str
     steps: int
+    rate: float = 1.0
     loss: str = "auto"
     observer: str = "min_max"
 
@@ -84,9 +85,9 @@ class Task:
 
 
 TASKS = {
-    "w8a8": Task(8, "per_channel", 60),
-    "w4a8 per tensor": Task(4, "per_tensor", 200),
-    "w4a8 per tensor, distilled": Task(4, "per_tensor", 200, "distillation"),
+    "w8a8": Task(8, "per_channel", 40, 0.05),
+    "w4a8 per tensor": Task(4, "per_tensor", 200, 0.5),
+    "w4a8 per tensor, distilled": Task(4, "per_tensor", 200, 0.5, "distillation"),
     "w2a8": Task(2, "per_channel", 400, observer="mse"),
 }
 
@@ -120,8 +121,8 @@ def config(source: Source, task: Task, seed: int) -> TrainingConfig:
     """The settings of one run."""
     train = TrainOptions(
         steps=task.steps,
-        batch=16,
-        rate=source.rate,
+        batch=8,
+        rate=source.rate * task.rate,
         scale_rate=10.0,
         warm_up=task.steps // 20,
         precision=source.precision,
