@@ -182,7 +182,9 @@ def evaluate_systems(
     find_normalizer(normalizer)
     for system in systems:
         if isinstance(system, LoadedArtifact):
-            check_not_among(system.artifact.calibration(), utterances, f"calibration speech of {system.artifact.name}")
+            artifact = system.artifact
+            heard = "calibration and training speech" if "training" in artifact.provenance else "calibration speech"
+            check_not_among(artifact.calibration(), utterances, f"{heard} of {artifact.name}")
     used: list[Utterance] = []
     failures: dict[str, str] = {}
     warnings: dict[str, str] = {}
