@@ -85,7 +85,7 @@ class Task:
 
 
 TASKS = {
-    "w8a8": Task(8, "per_channel", 40, 0.05),
+    "w8a8": Task(8, "per_channel", 40, 0.01),
     "w4a8 per tensor": Task(4, "per_tensor", 200, 0.5),
     "w4a8 per tensor, distilled": Task(4, "per_tensor", 200, 0.5, "distillation"),
     "w2a8": Task(2, "per_channel", 400, observer="mse"),
