@@ -259,12 +259,12 @@ def test_options_round_trip() -> None:
         ({"max_seconds": float("inf")}, "max_seconds is inf"),
         ({"min_seconds": 40}, "min_seconds is 40"),
         ({"buckets": 0}, "buckets is 0"),
-        ({"buckets": 1.5}, "buckets is 1.5"),
+        ({"buckets": 1.5}, "buckets = 1.5: write a whole number"),
         ({"holdout": "some"}, "'some' is no amount of speech: write 5%, 90s, 10min or 1h"),
-        ({"holdout": 5}, "'5' is no amount of speech"),
+        ({"holdout": 5}, "holdout = 5: write a string"),
         ({"hour": 1}, "unknown option 'hour'"),
         ({"augment": {"speeds": [9]}}, "speeds are [9"),
-        ({"augment": 3}, "is 3: give a table"),
+        ({"augment": 3}, "augment = 3: write a table"),
     ],
 )
 def test_options_out_of_range_are_refused(table: dict, message: str) -> None:

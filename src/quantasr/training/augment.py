@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from quantasr.speech.transcript import Waveform
 from quantasr.training.noise import COLOURED, Noises, mix
 from quantasr.training.randomness import generator
 from quantasr.training.spec_augment import SpecAugment
+from quantasr.training.tables import check_table
 
 _SLOWEST, _FASTEST = 0.5, 2.0
 
@@ -68,23 +69,12 @@ class AugmentOptions:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], where: str = "augmentation") -> AugmentOptions:
         """Build from a table as :meth:`to_dict` gives it; raises :class:`TrainingError` naming ``where``."""
-        if not isinstance(table, Mapping):
-            raise TrainingError(f"{where}: is {table!r}: give a table of options")
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(table) - known)
-        if unknown:
-            raise TrainingError(f"{where}: unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        values = dict(table)
-        try:
-            for name in {"speeds", "noise_snr_db"} & set(values):
-                values[name] = tuple(float(value) for value in values[name])
-            if values.get("spec_augment") is not None:
-                values["spec_augment"] = SpecAugment(**values["spec_augment"])
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, TrainingError):
-                raise
-            raise TrainingError(f"{where}: {error}") from None
+        check_table(cls, table, where)
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        if values.get("spec_augment") is not None:
+            check_table(SpecAugment, values["spec_augment"], f"{where}, spec_augment")
+            values["spec_augment"] = SpecAugment(**values["spec_augment"])
+        return cls(**values)
 
 
 class Augmenter:

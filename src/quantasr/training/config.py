@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from quantasr.training.data_options import DataOptions
 from quantasr.training.lf_mmi.graphs import GraphChoice
 from quantasr.training.lf_mmi.loss import LfMmiOptions
 from quantasr.training.options import TrainOptions
+from quantasr.training.tables import check_table
 
 LOSSES = ("auto", "ctc", "lf_mmi", "distillation", "ctc+distillation")
 
@@ -108,10 +109,7 @@ _T = TypeVar("_T")
 
 
 def _build(kind: type[_T], table: Mapping[str, Any], where: str) -> _T:
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise TrainingError(f"{where}: unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    check_table(kind, table, where)
     try:
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in table.items()})
     except (TypeError, ValueError) as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from quantasr.errors import TrainingError
 from quantasr.training.augment import AugmentOptions
 from quantasr.training.subset import seconds_asked
+from quantasr.training.tables import check_table
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,6 @@ class DataOptions:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], where: str = "data options") -> DataOptions:
         """Build from a table as :meth:`to_dict` gives it; raises :class:`TrainingError` naming ``where``."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(table) - known)
-        if unknown:
-            raise TrainingError(f"{where}: unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        check_table(cls, table, where)
         values = {**table, "augment": AugmentOptions.from_dict(table.get("augment", {}), f"{where}, augment")}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise TrainingError(f"{where}: {error}") from None
+        return cls(**values)

@@ -13,6 +13,7 @@ from quantasr.errors import TrainingError
 from quantasr.quantize import Prepared
 from quantasr.sources import CtcModel, FrameModel, LatticeModel
 from quantasr.sources.kaldi.model import KaldiModel
+from quantasr.speech.frontend import WaveFrontend
 from quantasr.speech.manifest import Utterance
 from quantasr.training.batch import Loss
 from quantasr.training.config import TrainingConfig
@@ -99,6 +100,10 @@ class Lesson:
         ):
             raise TrainingError(
                 f"{model.name}: does not mask time by itself: use spec_augment, which masks features, for time_masking"
+            )
+        if config.data.augment.spec_augment is not None and isinstance(model.frontend, WaveFrontend):
+            raise TrainingError(
+                f"{model.name}: reads the wave, and spec_augment masks features: use time_masking in its place"
             )
         kind = _loss_kind(model, config)
         others = {"calibration": calibration} if calibration else {}
