@@ -109,3 +109,14 @@ def test_it_rounds_in_training_alone():
     assert torch.equal(rounded, simulated)
     assert {quantizer.phase for quantizer in prepared.quantizers()} == {Phase.FLOAT}
     assert all(shared._last is None for shared in trainee.qat.inputs), "activations are let go"
+
+
+def test_validation_leaves_nothing_in_the_state():
+    """Only the main process validates, and all processes must have the same state."""
+    trainee, prepared = quantized()
+    before = {name: tensor.clone() for name, tensor in trainee.state_dict().items()}
+    with trainee.qat.settled():
+        assert all(weight.frozen for weight in prepared.weights.values())
+    after = trainee.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
