@@ -220,7 +220,7 @@ class WeightQuantizer(nn.Module):
             scale, zero_point = (values.reshape(weight.shape[0], -1) for values in (scale, zero_point))
         elif qtype.granularity == "per_tensor":
             scale, zero_point = scale[0], zero_point[0]
-        # Not in state dicts: in training they are made of the weight whenever it is validated, by the main process alone.
+        # Not in state dicts: in training only the main process makes them, of the weight, whenever it validates.
         integers = integers.to(torch.int16 if qtype.bits <= 8 else torch.int32)
         for name, value in (("integers", integers), ("scale", scale), ("zero_point", zero_point)):
             self.register_buffer(name, value, persistent=False)
