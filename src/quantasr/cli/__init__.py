@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory: use shorter --chunk, a smaller --batch-size or fewer systems at once")
     except KeyboardInterrupt as error:
-        say("quantasr: interrupted: nothing half-written was left behind; start again when ready")
+        say("quantasr: interrupted: nothing half-written was left behind")
         return error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
 
 
