@@ -14,7 +14,7 @@ from rich.table import Table
 
 RESAMPLES = 2000
 Errors = NDArray[np.float64]  # [utterances], the mean over seeds
-W4 = "w4a8 per tensor"
+W4 = "w4a8"
 
 
 class Results:
