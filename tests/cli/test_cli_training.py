@@ -184,6 +184,7 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[Any]], tuple[str, ...]]] = {
     "nothing to freeze": (lambda speech, tmp: ["--set", "train.freeze=nonsense"], ("freeze",)),
     "nothing of that name": (lambda speech, tmp: ["--set", 'train.freeze=["nonsense"]'], ("nonsense",)),
     "no such precision": (lambda speech, tmp: ["--precision", "int8"], ("precision = 'int8'", "bf16")),
+    "patience without validation": (lambda speech, tmp: ["--set", "train.patience=2"], ("set validate_every",)),
     "a wrong observer": (lambda speech, tmp: ["--set", "qat.scales=guessed"], ("scales = 'guessed'", "learned")),
 }
 
