@@ -73,7 +73,7 @@ def train(
     if options.validate_every == 0:
         validate = None
     if validate is None and (options.patience or options.best_by):
-        raise TrainingError("patience and best_by need validation while training: set validate_every, or leave them out")
+        raise TrainingError("patience and best_by need validation in training: set validate_every, or leave them out")
     processes = Processes(options.precision)
     say = say if processes.is_main else _silent
     if started_alone():
