@@ -260,10 +260,18 @@ def test_models_that_cannot_be_trained_so(speech: Path, tmp_path: Path, quantasr
         quantasr_cli("finetune", KALDI, *given, "--loss", "distillation")
 
 
+@pytest.mark.parametrize(
+    "packages", [("accelerate", "accelerate.state", "accelerate.utils"), ("torch.utils.tensorboard",)]
+)
 def test_a_missing_extra_is_named(
-    model: Path, speech: Path, tmp_path: Path, quantasr_cli: Run, monkeypatch: pytest.MonkeyPatch
+    packages: tuple[str, ...],
+    model: Path,
+    speech: Path,
+    tmp_path: Path,
+    quantasr_cli: Run,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for package in ("accelerate", "accelerate.state", "accelerate.utils"):
+    for package in packages:
         monkeypatch.setitem(sys.modules, package, None)
     given = ["--train", speech / "train.jsonl", "--validation", speech / "dev.jsonl", *FEW]
     ran = quantasr_cli("finetune", model, tmp_path / "out", *given)

@@ -18,7 +18,7 @@ from quantasr.training.checkpoint import TrainState
 from quantasr.training.optimizers import set_rate
 from quantasr.training.options import TrainOptions
 from quantasr.training.processes import Processes, started_alone
-from quantasr.training.reporting import reporter
+from quantasr.training.reporting import reporter, tensorboard
 from quantasr.training.run_folder import Run
 from quantasr.training.schedules import rate_factor
 from quantasr.training.session import Session
@@ -74,6 +74,7 @@ def train(
         validate = None
     if validate is None and (options.patience or options.best_by):
         raise TrainingError("patience and best_by need validation in training: set validate_every, or leave them out")
+    tensorboard()  # asked before a folder is made
     processes = Processes(options.precision)
     say = say if processes.is_main else _silent
     if started_alone():

@@ -36,16 +36,21 @@ class Reporter:
             self._line(step, _words(self._shown))
 
 
-@contextmanager
-def reporter(folder: RunFolder, first: int, total: int, say: Callable[[str], None], live: bool) -> Iterator[Reporter]:
-    """A reporter for the steps after ``first``; ``live`` shows one line that changes, if there is a terminal."""
+def tensorboard() -> Any:
+    """The class that writes what it shows; raises :class:`MissingExtraError`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingExtraError("training needs tensorboard: pip install 'quantasr[train]'") from None
+    return SummaryWriter
+
+
+@contextmanager
+def reporter(folder: RunFolder, first: int, total: int, say: Callable[[str], None], live: bool) -> Iterator[Reporter]:
+    """A reporter for the steps after ``first``; ``live`` shows one line that changes, if there is a terminal."""
     folder.cut_metrics(first)
     with ExitStack() as stack:
-        board = SummaryWriter(str(folder.path / TENSORBOARD), purge_step=first + 1)
+        board = tensorboard()(str(folder.path / TENSORBOARD), purge_step=first + 1)
         stack.callback(board.close)
         line = stack.enter_context(_live_line(first, total)) if live and sys.stderr.isatty() else None
         yield Reporter(folder, board, total, say, line)
