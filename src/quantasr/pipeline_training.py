@@ -13,7 +13,7 @@ from pathlib import Path
 
 from quantasr.artifact_parts import Waves
 from quantasr.atomic import check_target
-from quantasr.errors import CalibrationError, EngineError, TrainingError
+from quantasr.errors import CalibrationError, EngineError, RecipeError, TrainingError
 from quantasr.pipeline import Manifest, Original, find_recipe, write_artifact
 from quantasr.quantize import calibrate, convert, prepare
 from quantasr.quantize.prepare import check_fits
@@ -113,17 +113,19 @@ def qat(
     model = _load(model, trust, say)
     chosen = find_recipe(recipe, model.family)
     check_fits(model, chosen)
+    if chosen.halves:
+        raise RecipeError(f"recipe {chosen.name!r} rounds nothing to integers: there is nothing to train for")
+    speech = Speech(train, validation, tested)
+    lesson = Lesson.of(model, speech, config, teacher=teacher, calibration=utterances, trust=trust, say=say)
+    weights = weights_hash(model)
 
     with tempfile.TemporaryDirectory() as scratch:
         original = Original.of(model, utterances, Path(scratch), say) if is_main_process() else None
-        weights = weights_hash(model)
         prepared = prepare(model, chosen, live_norms=config.train.freeze_norms_after != 0)
         say(f"calibrating on {len(utterances)} utterances")
         waves = Waves(utterances, model.sample_rate)
         calibrate(prepared, waves, progress=progress and is_main_process())
         state = QatState(prepared, config.qat)
-        speech = Speech(train, validation, tested)
-        lesson = Lesson.of(model, speech, config, teacher=teacher, calibration=utterances, trust=trust, say=say)
         trainee = Trainee(model, state, freeze_norms_after=config.train.freeze_norms_after)
         identity = {"weights": weights, "recipe": _hash(chosen.dumps()), **config.qat.to_dict()}
         trained = lesson.teach(

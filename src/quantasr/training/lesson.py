@@ -80,7 +80,8 @@ class Lesson:
     speech: Speech
     config: TrainingConfig
     data: TrainingData
-    loss: Loss
+    kind: str
+    teacher: FrameModel | None = None
 
     @classmethod
     def of(
@@ -94,7 +95,7 @@ class Lesson:
         trust: bool = False,
         say: Say,
     ) -> Lesson:
-        """Read the manifests and make the loss; raises TrainingError for what does not fit together."""
+        """Read the manifests, before any long work; raises TrainingError for what does not fit together."""
         if config.time_masking is not None and not model.set_time_masking(
             config.time_masking, config.time_masking_frames
         ):
@@ -121,10 +122,7 @@ class Lesson:
             trust=trust,
             say=say,
         )
-        loss = make_loss(kind, model, teacher, data, config, say)
-        if isinstance(loss, LfMmiLoss):
-            data.leave_out(loss.problem, say)
-        return cls(model, speech, config, data, loss)
+        return cls(model, speech, config, data, kind, teacher)
 
     def teach(
         self,
@@ -139,16 +137,19 @@ class Lesson:
     ) -> Trained:
         """Train, and validate before and after; ``identity`` is what a resumed run must have in common."""
         config = self.config
-        validation = Validation(trainee, self.model, self.loss, self.data.validation, simulated)
+        loss = make_loss(self.kind, self.model, self.teacher, self.data, config, say)
+        if isinstance(loss, LfMmiLoss):
+            self.data.leave_out(loss.problem, say)
+        validation = Validation(trainee, self.model, loss, self.data.validation, simulated)
         trainee.eval()
         before = validation() if is_main_process() else {}
         say(f"before training: {_words(before)} on validation")
-        data = {"train": str(self.speech.train), "utterances": len(self.data), "loss": self.loss.name}
+        data = {"train": str(self.speech.train), "utterances": len(self.data), "loss": self.kind}
         settings = {"data": config.data.to_dict(), "loss": config.loss.to_dict()}
         same = {**(identity or {"weights": weights_hash(self.model)}), **data, **settings}
         result = train(
             trainee,
-            self.loss,
+            loss,
             self.data,
             config.train,
             Run(run, identity=same, config=config.to_dict(), resume=resume),
@@ -160,6 +161,8 @@ class Lesson:
         trainee.to("cpu")
         after = validation() if is_main_process() else {}
         say(f"after training: {_words(after)} on validation")
+        if any(after[name] > before[name] for name in after):
+            say("training made it worse on validation: lower the rate, or keep the model as it was")
         if isinstance(self.model, KaldiModel):
             self.model.finish_training()
         return Trained(run, run, result, before, after)
@@ -171,7 +174,7 @@ class Lesson:
     def describe(self) -> dict[str, Any]:
         """What an artifact says of it."""
         report = self.data.report
-        return {"loss": self.loss.name, "utterances": len(self.data), "hours": round(report.seconds / 3600, 3)}
+        return {"loss": self.kind, "utterances": len(self.data), "hours": round(report.seconds / 3600, 3)}
 
 
 def _loss_kind(model: FrameModel, config: TrainingConfig) -> str:
