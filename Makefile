@@ -15,8 +15,9 @@ TORCHAUDIO := $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
 demo: $(VENV)/ready  ## quantize the sample recogniser and show its WER and speed before and after
 	$(BIN)/quantasr demo
 
+# A file of tests stays in one process: what is costly to make is made once for it.
 test: lint  ## everything that CI runs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

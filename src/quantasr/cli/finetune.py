@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantasr.cli.options import add_command
-from quantasr.cli.output import say
-from quantasr.cli.training_options import add_training, read_config, show_trained
+from quantasr.cli.training_options import add_training, read_config, run_options, show_trained
 
 _EXAMPLES = """\
   quantasr finetune ./wav2vec2-base-960h tuned/ --train train.jsonl --validation dev.jsonl
@@ -41,16 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     trained = finetune(
         arguments.model,
         arguments.output,
-        train=arguments.train,
-        validation=arguments.validation,
-        test=arguments.test,
         vocabulary=arguments.vocabulary,
         config=read_config(arguments),
-        run=arguments.run_folder,
-        resume=arguments.resume,
-        trust=arguments.trust,
-        progress=True,
-        say=say,
+        **run_options(arguments),
     )
     show_trained(trained, as_json=arguments.json)
     return 0

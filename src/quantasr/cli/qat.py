@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantasr.cli.options import add_command, count
-from quantasr.cli.output import say
-from quantasr.cli.training_options import add_training, read_config, show_trained
+from quantasr.cli.training_options import add_training, read_config, run_options, show_trained
 
 LIMIT = 128
 
@@ -50,19 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     trained = qat(
         arguments.model,
         arguments.output,
-        train=arguments.train,
         calibration=arguments.calibration,
-        validation=arguments.validation,
-        test=arguments.test,
         recipe=arguments.recipe,
         config=read_config(arguments, scales=("qat", "scales")),
-        run=arguments.run_folder,
-        resume=arguments.resume,
         limit=arguments.limit,
         overwrite=arguments.overwrite,
-        trust=arguments.trust,
-        progress=True,
-        say=say,
+        **run_options(arguments),
     )
     show_trained(trained, as_json=arguments.json)
     return 0

@@ -78,6 +78,20 @@ def read_config(arguments: argparse.Namespace, **others: tuple[str, ...]) -> Tra
     return TrainingConfig.from_dict(table, str(arguments.config or "options"))
 
 
+def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What both verbs are told alike."""
+    return {
+        "train": arguments.train,
+        "validation": arguments.validation,
+        "test": arguments.test,
+        "run": arguments.run_folder,
+        "resume": arguments.resume,
+        "trust": arguments.trust,
+        "progress": True,
+        "say": say,
+    }
+
+
 def show_trained(trained: Trained, *, as_json: bool) -> None:
     """Say what came of it; of several processes, the main one does."""
     from quantasr.training.processes import is_main_process
