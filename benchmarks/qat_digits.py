@@ -93,7 +93,7 @@ _W4 = Task(4, "per_tensor", 200, 0.2, every_layer=True)
 TASKS = {
     "w8a8": Task(8, "per_channel", 30, 0.01),
     "w4a8": _W4,
-    "w4a8, distilled": replace(_W4, loss="distillation"),
+    "w4a8, distilled": replace(_W4, rate=0.8, loss="distillation"),
     "w2a8": Task(2, "per_channel", 200, observer="mse"),
 }
 
@@ -164,7 +164,7 @@ def run_plain(name: str, work: Path) -> Iterator[dict[str, Any]]:
 
 
 def run_trained(name: str, label: str, seed: int, work: Path) -> dict[str, Any]:
-    """One training: its simulation, and its artifact on both engines."""
+    """One training: its simulation, and its artifact on ONNX Runtime, that of the first seed on OpenVINO too."""
     source, task, utterances = SOURCES[name], TASKS[label], _evaluation(work)
     model, teacher = _load(source), _load(source) if task.loss == "distillation" else None
     began = time.monotonic()
@@ -188,7 +188,7 @@ def run_trained(name: str, label: str, seed: int, work: Path) -> dict[str, Any]:
             row = errors(model.transcriber(), utterances)
         engines = {
             engine: sum(errors(load(folder, engine=engine, compute="fp32"), utterances)["errors"])
-            for engine in ("onnxruntime", "openvino")
+            for engine in (("onnxruntime", "openvino") if seed == 0 else ("onnxruntime",))
         }
     return {"source": name, "task": label, "seed": seed, "seconds": seconds, "engines": engines, **row}
 
