@@ -48,7 +48,7 @@ STRINGS = {"training": 2400, "validation": 60, "evaluation": 600}
 
 @dataclass(frozen=True)
 class Source:
-    """A trained recogniser of digit strings, and what its training takes: the rate of each task, found on validation."""
+    """A trained recogniser of digit strings, and what its training takes: the learning rate of each task."""
 
     place: Path
     w4: float = 1e-4
