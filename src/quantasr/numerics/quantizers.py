@@ -220,11 +220,17 @@ class WeightQuantizer(nn.Module):
             scale, zero_point = (values.reshape(weight.shape[0], -1) for values in (scale, zero_point))
         elif qtype.granularity == "per_tensor":
             scale, zero_point = scale[0], zero_point[0]
-        # Not in state dicts: in training only the main process makes them, of the weight, whenever it validates.
-        integers = integers.to(torch.int16 if qtype.bits <= 8 else torch.int32)
-        for name, value in (("integers", integers), ("scale", scale), ("zero_point", zero_point)):
-            self.register_buffer(name, value, persistent=False)
+        # Persistent: a trace names only such buffers after their layer.
+        self.register_buffer("integers", integers.to(torch.int16 if qtype.bits <= 8 else torch.int32))
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
         self.frozen = True
+
+    def thaw(self) -> None:
+        """Undo :meth:`freeze`: the weight may change again."""
+        for name in ("integers", "scale", "zero_point") if self.frozen else ():
+            delattr(self, name)
+        self.frozen = False
 
     def _row_scales(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The scale and the zero point of each row."""

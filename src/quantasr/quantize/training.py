@@ -106,8 +106,13 @@ class QatState(nn.Module):
     def settled(self) -> Iterator[None]:
         """Simulate what would be exported now, for as long as the block lasts."""
         self.settle()
-        with self._norms.as_in_inference(), self._prepared.active(Phase.SIMULATE):
-            yield
+        try:
+            with self._norms.as_in_inference(), self._prepared.active(Phase.SIMULATE):
+                yield
+        finally:
+            # Only the main process validates: the state of the model must be the same in all of them.
+            for weight in self._prepared.weights.values():
+                weight.thaw()
 
     def finish(self) -> None:
         """End training: batch norms go into their layers, and the scales are what they are."""
