@@ -7,6 +7,7 @@ import math
 import tomllib
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -14,6 +15,8 @@ from tiny_training import TinyNet
 from torch import nn
 
 from quantasr.errors import TrainingError
+from quantasr.kaldi.nnet3 import Component
+from quantasr.sources.kaldi.layers import BatchNorm as KaldiBatchNorm
 from quantasr.training.optimizers import freeze, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rate
 from quantasr.training.options import TrainOptions
 from quantasr.training.schedules import rate_factor
@@ -137,3 +140,23 @@ def test_an_optimizer_s_state_as_tensors(name: str) -> None:
     step(1)
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_kaldis_batch_norms_are_among_them() -> None:
+    norm = KaldiBatchNorm(
+        Component(
+            "BatchNormComponent",
+            "norm",
+            {
+                "Dim": 2,
+                "BlockDim": 2,
+                "Epsilon": 1e-3,
+                "TargetRms": 1.0,
+                "Count": 1.0,
+                "StatsMean": np.zeros(2, np.float32),
+                "StatsVar": np.ones(2, np.float32),
+            },
+        )
+    )
+    net = nn.Sequential(nn.Linear(2, 2), norm)
+    assert freeze(net, ["1"]) == [norm]

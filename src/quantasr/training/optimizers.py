@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from quantasr.errors import TrainingError
 from quantasr.quantize.fold import BatchNorm
 from quantasr.recipes.pattern import Pattern, nearest
+from quantasr.sources.kaldi.layers import BatchNorm as KaldiBatchNorm
 from quantasr.training.options import TrainOptions
 
+BATCH_NORMS = BatchNorm | KaldiBatchNorm
+"""Modules that have statistics of batches; in evaluation mode they keep them."""
 _SCALES = ("log_scale", "scale")
 
 
@@ -31,7 +34,7 @@ def freeze(module: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
             raise TrainingError(f"freeze = {text!r}: no such module; the nearest are {near}")
         for part in found:
             part.requires_grad_(False)
-            norms |= {id(part): part} if isinstance(part, BatchNorm) else {}
+            norms |= {id(part): part} if isinstance(part, BATCH_NORMS) else {}
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise TrainingError("nothing is left to train: every parameter is frozen")
     return list(norms.values())

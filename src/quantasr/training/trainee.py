@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantasr.quantize.fold import BatchNorm
 from quantasr.quantize.training import QatState
 from quantasr.sources.asr_model import FrameModel
-from quantasr.sources.kaldi.layers import BatchNorm as KaldiBatchNorm
 from quantasr.training.batch import Output
+from quantasr.training.optimizers import BATCH_NORMS
 
 
 class Trainee(nn.Module):
@@ -68,5 +67,5 @@ class Trainee(nn.Module):
             if self.qat is not None:
                 self.qat.freeze_norms()
             for part in self.module.modules():
-                if isinstance(part, BatchNorm | KaldiBatchNorm):
+                if isinstance(part, BATCH_NORMS):
                     part.eval()
