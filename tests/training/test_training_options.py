@@ -152,6 +152,7 @@ def test_kaldis_batch_norms_are_among_them() -> None:
                 "BlockDim": 2,
                 "Epsilon": 1e-3,
                 "TargetRms": 1.0,
+                "TestMode": False,
                 "Count": 1.0,
                 "StatsMean": np.zeros(2, np.float32),
                 "StatsVar": np.ones(2, np.float32),
