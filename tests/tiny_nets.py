@@ -17,7 +17,7 @@ from quantasr.quantize import Prepared, calibrate, convert, prepare
 from quantasr.recipes import Recipe
 from quantasr.sources import CtcModel
 from quantasr.speech.frontend import WaveFrontend
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 WIDTH = 16
 """Samples in one frame, and features in one frame, of every small network."""
@@ -46,7 +46,7 @@ def asr_model(body: nn.Module, channels_first: bool = False) -> CtcModel:
         module=module,
         graph=module,
         frontend=WaveFrontend(1600, normalize=False),
-        tokenizer=CtcTokenizer(("<pad>", "|", *"abcdefghijklmnopqrstuv"), 0),
+        tokenizer=Tokenizer(("<pad>", "|", *"abcdefghijklmnopqrstuv"), 0),
         padded_batches=False,
         frame_seconds=0.01,
         min_samples=WIDTH,

@@ -39,7 +39,7 @@ from quantasr.speech.ctc import GREEDY
 from quantasr.speech.decoding import CtcDecoder
 from quantasr.speech.frontend import Frontend, frontend_from_dict, noise
 from quantasr.speech.lattice.files import DecodingFiles
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 from quantasr.version import __version__
 
 FORMAT = 1
@@ -73,7 +73,7 @@ class Artifact:
     frame_seconds: float
     min_samples: int
     frontend: Frontend
-    tokenizer: CtcTokenizer | None
+    tokenizer: Tokenizer | None
     recipe: dict[str, Any]
     provenance: dict[str, Any]
     parity: dict[str, Any] = field(default_factory=dict)
@@ -283,8 +283,8 @@ def _check_files(folder: Path, files: dict[str, Any], verify: bool) -> None:
             raise ArtifactError(f"{path}: differs from its checksum: the artifact is damaged, copy it again")
 
 
-def _read_tokenizer(folder: Path) -> CtcTokenizer:
-    return CtcTokenizer.from_dict(_parse_json(folder / TOKENIZER, _read_text(folder / TOKENIZER)))
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.from_dict(_parse_json(folder / TOKENIZER, _read_text(folder / TOKENIZER)))
 
 
 def _checksum_of(text: str) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 RATE = 8000
 HOP = 160
 FRAME_SECONDS = HOP / RATE
 LETTERS = "abcdefgh"
-TOKENIZER = CtcTokenizer(("<pad>", "|", *LETTERS), blank_id=0, special_ids=frozenset({0}))
+TOKENIZER = Tokenizer(("<pad>", "|", *LETTERS), blank_id=0, special_ids=frozenset({0}))
 EDGE_FRAMES = 25  # half a second
 
 _PHASES = 2 * np.pi * np.arange(HOP)[:, None] / HOP * (np.arange(1, len(TOKENIZER)) * 4)

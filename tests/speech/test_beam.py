@@ -20,10 +20,10 @@ from quantasr.speech.beam import BeamDecoder, Cut, find_cut, read_unigrams
 from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.decoding import GreedyDecoder, collapse, decode
 from quantasr.speech.frontend import WaveFrontend
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
-LETTERS = CtcTokenizer(("<pad>", "|", "<unk>", *"ABCDEHLOT"), 0, special_ids=frozenset({0, 2}), lowercase=True)
-PIECES = CtcTokenizer(("▁a", "▁", "b", "c", "<b>"), 4, None, frozenset({4}), kind="pieces")
+LETTERS = Tokenizer(("<pad>", "|", "<unk>", *"ABCDEHLOT"), 0, special_ids=frozenset({0, 2}), lowercase=True)
+PIECES = Tokenizer(("▁a", "▁", "b", "c", "<b>"), 4, None, frozenset({4}), kind="pieces")
 
 # log10 probabilities; "hot" follows "the", "hat" hardly does; "hat" ends a sentence, "hot" hardly does.
 ARPA = """\\data\\
@@ -58,7 +58,7 @@ def arpa(tmp_path: Path) -> Path:
     return path
 
 
-def frames_of(text: str, tokenizer: CtcTokenizer = LETTERS) -> np.ndarray:
+def frames_of(text: str, tokenizer: Tokenizer = LETTERS) -> np.ndarray:
     """Two frames a letter and a blank after each; ``(xy)`` is heard as x, nearly as well as y."""
     rows, choice = [], ""
     for char in text.upper().replace(" ", "|"):
@@ -79,7 +79,7 @@ def frames_of(text: str, tokenizer: CtcTokenizer = LETTERS) -> np.ndarray:
     return np.log(table / table.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def best_by_hand(logprobs: np.ndarray, tokenizer: CtcTokenizer) -> tuple[str, float]:
+def best_by_hand(logprobs: np.ndarray, tokenizer: Tokenizer) -> tuple[str, float]:
     """The most probable words and their log-probability: every path, summed by the words it spells."""
     total: dict[str, float] = defaultdict(float)
     spoken = [i for i in range(len(tokenizer)) if i == tokenizer.blank_id or i not in tokenizer.special_ids]
@@ -94,13 +94,13 @@ def best_by_hand(logprobs: np.ndarray, tokenizer: CtcTokenizer) -> tuple[str, fl
 @pytest.mark.parametrize(
     "tokenizer",
     [
-        CtcTokenizer(("<pad>", "|", "a", "b"), 0, special_ids=frozenset({0})),
-        CtcTokenizer(("_", "a", "|", "b", "-"), 4, special_ids=frozenset({4})),
-        CtcTokenizer(("甲", "乙", "<pad>"), 2, None, frozenset({2})),
+        Tokenizer(("<pad>", "|", "a", "b"), 0, special_ids=frozenset({0})),
+        Tokenizer(("_", "a", "|", "b", "-"), 4, special_ids=frozenset({4})),
+        Tokenizer(("甲", "乙", "<pad>"), 2, None, frozenset({2})),
         PIECES,
     ],
 )
-def test_without_a_language_model_it_finds_the_most_probable_words(tokenizer: CtcTokenizer) -> None:
+def test_without_a_language_model_it_finds_the_most_probable_words(tokenizer: Tokenizer) -> None:
     rng = np.random.default_rng(0)
     greedy_differs = 0
     for _ in range(25):
@@ -208,7 +208,7 @@ def test_only_the_end_of_the_recording_ends_a_sentence(arpa: Path) -> None:
     assert stream.finish().text == "a hot the hot a"
 
 
-def ids_of(line: str, tokenizer: CtcTokenizer) -> np.ndarray:
+def ids_of(line: str, tokenizer: Tokenizer) -> np.ndarray:
     """A frame a character; ``.`` is the blank, other characters stand for the token that ends with them."""
     last = {token[-1]: i for i, token in enumerate(tokenizer.tokens)} | {".": tokenizer.blank_id}
     logprobs = np.full((len(line), len(tokenizer)), -9, np.float32)
@@ -279,7 +279,7 @@ def test_an_unusable_language_model_is_refused(arpa: Path, tmp_path: Path) -> No
     with pytest.raises(ModelLoadError, match=r"broken\.arpa: not an ARPA or KenLM binary file") as raised:
         BeamDecoder(lm=broken).stream(LETTERS)
     assert "\n" not in str(raised.value)
-    upper = CtcTokenizer(LETTERS.tokens, 0, special_ids=LETTERS.special_ids)
+    upper = Tokenizer(LETTERS.tokens, 0, special_ids=LETTERS.special_ids)
     with pytest.raises(ModelLoadError, match="none of its 4 words"):
         BeamDecoder(lm=arpa).stream(upper)
 
@@ -303,8 +303,8 @@ def test_loading_prints_nothing(arpa: Path) -> None:
     code = (
         "import numpy as np\n"
         "from quantasr.speech.beam import BeamDecoder\n"
-        "from quantasr.speech.tokenizer import CtcTokenizer\n"
-        f"BeamDecoder(lm={str(arpa)!r}).stream(CtcTokenizer(('-', '|', *'thea'), 0))\n"
+        "from quantasr.speech.tokenizer import Tokenizer\n"
+        f"BeamDecoder(lm={str(arpa)!r}).stream(Tokenizer(('-', '|', *'thea'), 0))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == run.stderr == ""

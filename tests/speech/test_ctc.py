@@ -16,7 +16,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCT
 from quantasr.errors import AudioError, ModelLoadError, RecipeError
 from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.frontend import FbankFrontend, WaveFrontend
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 from quantasr.speech.transcript import Transcriber, Word
 
 
@@ -116,7 +116,7 @@ def test_the_frontend_fits_the_recogniser() -> None:
             return logprobs, lengths
 
     frontend = FbankFrontend(padding_value=1.0)
-    tokenizer = CtcTokenizer(("-", "|", "a"), 0)
+    tokenizer = Tokenizer(("-", "|", "a"), 0)
     options = {"name": "bert", "frame_seconds": 0.02, "min_samples": frontend.min_samples}
     rng = np.random.default_rng(0)
     waves = [rng.normal(size=n).astype(np.float32) for n in (300, 16000, 50_000)]

@@ -9,7 +9,7 @@ import pytest
 from test_tokenizer import LETTERS, pair
 
 from quantasr.speech.decoding import Decoded, GreedyDecoder, collapse, decode
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 
 def random_logprobs(rng: np.random.Generator, frames: int, tokens: int, blank: int) -> np.ndarray:
@@ -39,7 +39,7 @@ def test_text_and_word_offsets_equal_transformers(tmp_path: Path, lowercase: boo
 
 
 def test_a_stream_in_pieces_is_the_whole() -> None:
-    tokenizer = CtcTokenizer(tuple(LETTERS), 0)
+    tokenizer = Tokenizer(tuple(LETTERS), 0)
     rng = np.random.default_rng(1)
     for _ in range(50):
         logprobs = random_logprobs(rng, 60, len(LETTERS), 0)
@@ -52,7 +52,7 @@ def test_a_stream_in_pieces_is_the_whole() -> None:
 
 
 def test_nothing_decodes_to_nothing() -> None:
-    tokenizer = CtcTokenizer(("-", "|", "a"), 0)
+    tokenizer = Tokenizer(("-", "|", "a"), 0)
     assert decode(GreedyDecoder(), tokenizer, np.zeros((0, 3), np.float32)) == Decoded("", (), None, 0)
     silence = np.log(np.tile(np.array([[0.98, 0.01, 0.01]], np.float32), (7, 1)))
     found = decode(GreedyDecoder(), tokenizer, silence)

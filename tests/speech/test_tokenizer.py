@@ -11,7 +11,7 @@ import pytest
 from transformers import Wav2Vec2CTCTokenizer
 
 from quantasr.errors import ArtifactError
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'.,!?"]
 
@@ -24,7 +24,7 @@ def pair(
     delimiter_text: str = " ",
     lowercase: bool = False,
     clean_up: bool = False,
-) -> tuple[Wav2Vec2CTCTokenizer, CtcTokenizer]:
+) -> tuple[Wav2Vec2CTCTokenizer, Tokenizer]:
     """The original and ours with the same rules."""
     path = folder / "vocab.json"
     path.write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
@@ -35,7 +35,7 @@ def pair(
         do_lower_case=lowercase,
         clean_up_tokenization_spaces=clean_up,
     )
-    ours = CtcTokenizer(
+    ours = Tokenizer(
         tuple(tokens),
         blank_id=theirs.pad_token_id,
         word_delimiter=word_delimiter,
@@ -96,8 +96,8 @@ def test_unknown_ids_become_the_unknown_token(tmp_path: Path) -> None:
 
 def test_special_tokens_are_skipped_on_request() -> None:
     tokens = ("<pad>", "<s>", "|", "a", "b")
-    kept = CtcTokenizer(tokens, 0, special_ids=frozenset({0, 1, 2}))
-    skipped = CtcTokenizer(tokens, 0, special_ids=frozenset({0, 1, 2}), skip_special=True)
+    kept = Tokenizer(tokens, 0, special_ids=frozenset({0, 1, 2}))
+    skipped = Tokenizer(tokens, 0, special_ids=frozenset({0, 1, 2}), skip_special=True)
     ids = [1, 3, 2, 4, 1]
     assert kept.decode(ids) == "<s>a b<s>"
     assert skipped.decode(ids) == "a b"
@@ -107,7 +107,7 @@ def test_special_tokens_are_skipped_on_request() -> None:
 
 
 def test_pieces() -> None:
-    tokenizer = CtcTokenizer(("▁the", "▁", "c", "at", "▁s", "<blank>"), 5, None, frozenset({5}), kind="pieces")
+    tokenizer = Tokenizer(("▁the", "▁", "c", "at", "▁s", "<blank>"), 5, None, frozenset({5}), kind="pieces")
     ids, starts, ends = [0, 1, 2, 3, 4, 3], [0, 4, 6, 7, 9, 12], [2, 5, 7, 8, 10, 13]
     assert tokenizer.decode(ids) == "the cat sat"
     assert tokenizer.words(ids, starts, ends) == (("the", 0, 2), ("cat", 6, 8), ("sat", 9, 13))
@@ -116,7 +116,7 @@ def test_pieces() -> None:
 
 
 def test_words_joined_make_the_text() -> None:
-    tokenizer = CtcTokenizer(("-", "|", *"ABC."), 0, lowercase=True, clean_up=True)
+    tokenizer = Tokenizer(("-", "|", *"ABC."), 0, lowercase=True, clean_up=True)
     ids = [1, 2, 3, 1, 1, 4, 1, 5]
     words = tokenizer.words(ids, range(8), range(1, 9))
     assert words == (("ab", 1, 3), ("c", 5, 6), (".", 7, 8))
@@ -125,7 +125,7 @@ def test_words_joined_make_the_text() -> None:
 
 def test_punctuation_takes_the_space_before_it_and_joins_the_word() -> None:
     tokens = ("▁yes", "▁", ".", "▁'", "s", "▁no", "<blank>")
-    tokenizer = CtcTokenizer(tokens, 6, None, frozenset({6}), kind="pieces", skip_special=True, punctuation=".'")
+    tokenizer = Tokenizer(tokens, 6, None, frozenset({6}), kind="pieces", skip_special=True, punctuation=".'")
     ids, starts, ends = [0, 1, 2, 5, 3, 4], [0, 2, 3, 5, 7, 8], [1, 3, 4, 6, 8, 9]
     assert tokenizer.decode(ids) == "yes. no's"
     assert tokenizer.words(ids, starts, ends) == (("yes.", 0, 4), ("no's", 5, 9))
@@ -135,20 +135,18 @@ def test_punctuation_takes_the_space_before_it_and_joins_the_word() -> None:
 
 def test_bytes_are_put_together_to_characters() -> None:
     tokens = ("▁a", "<0xC3>", "<0x9F>", "b", "▁c", "<blank>")
-    tokenizer = CtcTokenizer(tokens, 5, None, frozenset({5}), kind="pieces", skip_special=True, byte_fallback=True)
+    tokenizer = Tokenizer(tokens, 5, None, frozenset({5}), kind="pieces", skip_special=True, byte_fallback=True)
     ids = [0, 1, 2, 3, 4, 1]
     assert tokenizer.decode(ids) == "aßb c\ufffd", "a byte alone is no character"
     assert tokenizer.words(ids, [0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]) == (("aßb", 0, 7), ("c\ufffd", 8, 11))
-    spelt = CtcTokenizer(tokens, 5, None, frozenset({5}), kind="pieces")
+    spelt = Tokenizer(tokens, 5, None, frozenset({5}), kind="pieces")
     assert spelt.decode([0, 1]) == "a<0xC3>", "other models may have such a token in its own right"
 
 
 @pytest.mark.parametrize("kind", ["characters", "pieces"])
 def test_round_trip_through_json(kind: str) -> None:
-    tokenizer = CtcTokenizer(
-        ("▁a", "|", "ß"), 1, None, frozenset({0, 1}), True, kind, "<unk>", "_", True, True, ".", True
-    )
-    assert CtcTokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
+    tokenizer = Tokenizer(("▁a", "|", "ß"), 1, None, frozenset({0, 1}), True, kind, "<unk>", "_", True, True, ".", True)
+    assert Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
 
 
 @pytest.mark.parametrize(
@@ -165,4 +163,4 @@ def test_round_trip_through_json(kind: str) -> None:
 )
 def test_an_unusable_vocabulary_is_refused(row: dict, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
-        CtcTokenizer.from_dict(row)
+        Tokenizer.from_dict(row)

@@ -15,7 +15,7 @@ import transformers
 from quantasr.errors import ModelLoadError
 from quantasr.sources import load_model
 from quantasr.sources.pieces import read_pieces
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 from quantasr.training.labels import LabelEncoder, frames_needed
 
 DATA = Path(__file__).parents[1] / "data"
@@ -30,8 +30,8 @@ TRAINED = {
 TEXTS = [json.loads(line)["text"] for line in (DIGITS / "evaluation.jsonl").read_text("utf-8").splitlines()]
 
 
-def characters(tokens: str, **options: object) -> CtcTokenizer:
-    return CtcTokenizer(("<pad>", "|", *tokens), blank_id=0, **options)  # type: ignore[arg-type]
+def characters(tokens: str, **options: object) -> Tokenizer:
+    return Tokenizer(("<pad>", "|", *tokens), blank_id=0, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("place", TRAINED.values(), ids=list(TRAINED))
@@ -70,7 +70,7 @@ def test_unknown_characters_are_named_as_they_are_written() -> None:
 
 
 def test_a_vocabulary_without_delimiter_lacks_the_space() -> None:
-    encoder = LabelEncoder(CtcTokenizer(("<pad>", "a", "b"), blank_id=0))
+    encoder = LabelEncoder(Tokenizer(("<pad>", "a", "b"), blank_id=0))
     assert encoder.unknown("a b  a") == Counter({" ": 2})
     assert encoder.encode("ab") == [1, 2]
 
@@ -80,12 +80,12 @@ def test_the_delimiter_is_no_letter() -> None:
 
 
 def test_tokens_that_stand_for_no_text_are_never_labels() -> None:
-    tokenizer = CtcTokenizer(("<pad>", "|", "<unk>", "<3>", "u", "n", "k"), blank_id=0, unk_token="<unk>")
+    tokenizer = Tokenizer(("<pad>", "|", "<unk>", "<3>", "u", "n", "k"), blank_id=0, unk_token="<unk>")
     assert LabelEncoder(tokenizer).unknown("<unk>") == Counter("<>")
 
 
 def test_the_longest_piece_counts_and_as_few_as_possible_where_it_leads_nowhere() -> None:
-    pieces = CtcTokenizer(("\u2581", "\u2581ab", "abc", "bcd", "c", "a", "<b>"), 6, None, kind="pieces")
+    pieces = Tokenizer(("\u2581", "\u2581ab", "abc", "bcd", "c", "a", "<b>"), 6, None, kind="pieces")
     encoder = LabelEncoder(pieces)
     assert encoder.encode("abc c") == [1, 4, 0, 4]
     # Greedy: ▁ab, c, and no d; so ▁, a, bcd.
@@ -96,7 +96,7 @@ def test_the_longest_piece_counts_and_as_few_as_possible_where_it_leads_nowhere(
 
 def test_bytes_spell_what_has_no_piece() -> None:
     spelt = [f"<0x{byte:02X}>" for byte in "é".encode()]
-    pieces = CtcTokenizer(("<b>", "\u2581", "a", *spelt), 0, None, kind="pieces", byte_fallback=True)
+    pieces = Tokenizer(("<b>", "\u2581", "a", *spelt), 0, None, kind="pieces", byte_fallback=True)
     encoder = LabelEncoder(pieces)
     assert encoder.encode("aé") == [1, 2, 3, 4]
     assert pieces.decode(encoder.encode("aé")) == "aé"
@@ -110,7 +110,7 @@ def test_segmentation_is_that_of_sentencepiece(tmp_path: Path, kind: str) -> Non
     content = (folder / "tokenizer.model").read_bytes()
     processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     pieces = read_pieces(processor)
-    tokenizer = CtcTokenizer((*pieces.tokens, "<b>"), len(pieces.tokens), None, kind="pieces")
+    tokenizer = Tokenizer((*pieces.tokens, "<b>"), len(pieces.tokens), None, kind="pieces")
     texts = tiny_nemo._SENTENCES
     encoder = LabelEncoder(tokenizer, content)
     plain = LabelEncoder(tokenizer)
@@ -132,7 +132,7 @@ def test_pieces_of_the_trained_nemo_model_need_no_sentencepiece_model() -> None:
 
 
 def test_a_damaged_sentencepiece_model_is_said_to_be_so() -> None:
-    pieces = CtcTokenizer(("\u2581", "a", "<b>"), 2, None, kind="pieces")
+    pieces = Tokenizer(("\u2581", "a", "<b>"), 2, None, kind="pieces")
     with pytest.raises(ModelLoadError, match="no SentencePiece model"):
         LabelEncoder(pieces, b"not a model")
 
@@ -144,5 +144,5 @@ def test_frames_needed() -> None:
 
 
 def test_the_tiny_vocabulary_round_trips() -> None:
-    tokenizer = CtcTokenizer(tuple(tiny_hf.VOCABULARY), 0, special_ids=frozenset({0, 1, 2, 3}))
+    tokenizer = Tokenizer(tuple(tiny_hf.VOCABULARY), 0, special_ids=frozenset({0, 1, 2, 3}))
     assert tokenizer.decode(LabelEncoder(tokenizer).encode("  bad   cafe ")) == "bad cafe"

@@ -24,7 +24,7 @@ from quantasr.speech.frames import AcousticModel, FrameTranscriber
 from quantasr.speech.frontend import Frontend, collate, noise
 from quantasr.speech.lattice.files import DecodingFiles
 from quantasr.speech.lattice.transcriber import LatticeTranscriber
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 from quantasr.speech.transcript import Transcriber, Waveform
 
 _SAVERS = ("huggingface", "kaldi", "nemo", "speechbrain")
@@ -204,7 +204,7 @@ class CtcModel(FrameModel):
     from; None for one that is not needed any more.
     """
 
-    tokenizer: CtcTokenizer
+    tokenizer: Tokenizer
     own_decoder: CtcDecoder = field(default=GREEDY, kw_only=True)
     vocabulary: dict[str, bytes | None] = field(default_factory=dict, kw_only=True)
 

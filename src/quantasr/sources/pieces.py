@@ -8,7 +8,7 @@ from quantasr.speech.tokenizer import WORD_START
 
 
 class Pieces(NamedTuple):
-    """``tokens`` as a :class:`~quantasr.speech.tokenizer.CtcTokenizer` of kind ``pieces`` wants them.
+    """``tokens`` as a :class:`~quantasr.speech.tokenizer.Tokenizer` of kind ``pieces`` wants them.
 
     ``names`` are those in the model's own file, ``silent`` the ids that give no text, ``bytes`` whether some pieces
     stand for a single byte.

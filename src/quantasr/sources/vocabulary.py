@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantasr.errors import TrainingError
 from quantasr.sources.asr_model import CtcModel
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 _SOURCES = ("huggingface", "nemo")
 _SENTENCEPIECE = ".model"
@@ -91,7 +91,7 @@ def refuse_repeated(tokens: Sequence[str], where: str) -> None:
 
 
 @torch.no_grad()
-def keep_rows(old: Any, new: Any, before: CtcTokenizer, after: CtcTokenizer) -> None:
+def keep_rows(old: Any, new: Any, before: Tokenizer, after: Tokenizer) -> None:
     """Copy the rows of one output layer to another for the tokens that both have, the blank's included."""
     places = {token: i for i, token in enumerate(before.tokens) if i != before.blank_id}
     pairs = [(places[token], i) for i, token in enumerate(after.tokens) if token in places and i != after.blank_id]

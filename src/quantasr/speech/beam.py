@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from quantasr.errors import EngineError, ModelLoadError, RecipeError
 from quantasr.speech.decoding import Decoded, collapse
-from quantasr.speech.tokenizer import WORD_START, CtcTokenizer, WordSpan
+from quantasr.speech.tokenizer import WORD_START, Tokenizer, WordSpan
 
 LN10 = float(np.log(10.0))
 """KenLM counts in powers of ten, everything else here in powers of e."""
@@ -81,14 +81,14 @@ class BeamDecoder:
         row = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "lm"}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in row.items()}
 
-    def stream(self, tokenizer: CtcTokenizer) -> BeamStream:
+    def stream(self, tokenizer: Tokenizer) -> BeamStream:
         """Begin a recording; the language model is loaded with the first one."""
         if tokenizer not in self._searches:
             self._searches[tokenizer] = _Search(self, tokenizer, self._words)
         return BeamStream(self._searches[tokenizer])
 
     @cached_property
-    def _searches(self) -> dict[CtcTokenizer, _Search]:
+    def _searches(self) -> dict[Tokenizer, _Search]:
         return {}
 
     @cached_property
@@ -158,7 +158,7 @@ class Cut(NamedTuple):
     within_word: bool
 
 
-def find_cut(logprobs: NDArray[np.float32], tokenizer: CtcTokenizer, *, must: bool) -> Cut | None:
+def find_cut(logprobs: NDArray[np.float32], tokenizer: Tokenizer, *, must: bool) -> Cut | None:
     """The middle of the longest pause between words in the last three quarters of ``[frames, vocab]``.
 
     None when there is none, unless it ``must`` cut, or the vocabulary has nothing that parts words: then the longest
@@ -185,7 +185,7 @@ def find_cut(logprobs: NDArray[np.float32], tokenizer: CtcTokenizer, *, must: bo
     return Cut(len(ids), True)
 
 
-def begins_word(logprobs: NDArray[np.float32], tokenizer: CtcTokenizer) -> bool:
+def begins_word(logprobs: NDArray[np.float32], tokenizer: Tokenizer) -> bool:
     """Whether the first token that is not blank parts what follows from what was before."""
     ids = logprobs.argmax(axis=1)
     tokens = ids[ids != tokenizer.blank_id]
@@ -195,7 +195,7 @@ def begins_word(logprobs: NDArray[np.float32], tokenizer: CtcTokenizer) -> bool:
 class _Search:
     """pyctcdecode's search, set up for one vocabulary."""
 
-    def __init__(self, options: BeamDecoder, tokenizer: CtcTokenizer, words: _WordModel | None) -> None:
+    def __init__(self, options: BeamDecoder, tokenizer: Tokenizer, words: _WordModel | None) -> None:
         self.options = options
         self.tokenizer = tokenizer
         self._words = words
@@ -353,7 +353,7 @@ def _unigram_lines(lines: Iterator[str]) -> Iterator[str]:
                 yield word
 
 
-def _labels(tokenizer: CtcTokenizer) -> list[str]:
+def _labels(tokenizer: Tokenizer) -> list[str]:
     """The tokens as pyctcdecode wants them: the blank empty, a delimiter a space."""
     labels = []
     for i, token in enumerate(tokenizer.tokens):

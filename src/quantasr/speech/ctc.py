@@ -12,7 +12,7 @@ from quantasr.speech.decoding import CtcDecoder, Decoded, GreedyDecoder, decode
 from quantasr.speech.frames import AcousticModel, FrameTranscriber, check_waves
 from quantasr.speech.frontend import Frontend
 from quantasr.speech.long_form import Windows, join
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 from quantasr.speech.transcript import Transcript, Waveform, Word
 
 GREEDY = GreedyDecoder()
@@ -30,7 +30,7 @@ class CtcTranscriber(FrameTranscriber):
         self,
         acoustic: AcousticModel,
         frontend: Frontend,
-        tokenizer: CtcTokenizer,
+        tokenizer: Tokenizer,
         *,
         name: str,
         frame_seconds: float,

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.speech.tokenizer import CtcTokenizer, WordSpan
+from quantasr.speech.tokenizer import Tokenizer, WordSpan
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class DecodeStream(Protocol):
 class CtcDecoder(Protocol):
     """A way from log-probabilities to text."""
 
-    def stream(self, tokenizer: CtcTokenizer) -> DecodeStream:
+    def stream(self, tokenizer: Tokenizer) -> DecodeStream:
         """Begin a recording."""
         ...
 
 
-def decode(decoder: CtcDecoder, tokenizer: CtcTokenizer, logprobs: NDArray[np.float32]) -> Decoded:
+def decode(decoder: CtcDecoder, tokenizer: Tokenizer, logprobs: NDArray[np.float32]) -> Decoded:
     """Decode a whole recording, ``[frames, vocab]``."""
     stream = decoder.stream(tokenizer)
     stream.accept(logprobs)
@@ -52,7 +52,7 @@ def decode(decoder: CtcDecoder, tokenizer: CtcTokenizer, logprobs: NDArray[np.fl
 class GreedyDecoder:
     """The best token of each frame; repeats merged, then blanks taken out (Graves et al., 2006, section 3.2)."""
 
-    def stream(self, tokenizer: CtcTokenizer) -> GreedyStream:
+    def stream(self, tokenizer: Tokenizer) -> GreedyStream:
         """Begin a recording."""
         return GreedyStream(tokenizer)
 
@@ -60,7 +60,7 @@ class GreedyDecoder:
 class GreedyStream:
     """Keeps a few integers per token; see :class:`DecodeStream`."""
 
-    def __init__(self, tokenizer: CtcTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._runs: list[NDArray[np.int64]] = []  # closed runs of non-blank tokens: rows of (id, start, end)
         self._open: NDArray[np.int64] = np.zeros((0, 3), np.int64)  # the last run: the next frames may prolong it

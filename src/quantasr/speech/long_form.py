@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantasr.errors import AudioError, RecipeError
 from quantasr.speech.decoding import collapse
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 EDGE_SHARE = 0.25
 """How much of an overlap, at each of its ends, is never used for the seam."""
@@ -96,7 +96,7 @@ class Windows:
         yield Window(start + half - self.overlap, rest[half - self.overlap :])
 
 
-def join(windows: Iterable[tuple[int, NDArray[np.float32]]], tokenizer: CtcTokenizer) -> Iterator[NDArray[np.float32]]:
+def join(windows: Iterable[tuple[int, NDArray[np.float32]]], tokenizer: Tokenizer) -> Iterator[NDArray[np.float32]]:
     """(first frame, logprobs ``[frames, vocab]``) of the windows in order -> the frames of the whole, in pieces.
 
     At most two windows are held.
@@ -123,7 +123,7 @@ def join(windows: Iterable[tuple[int, NDArray[np.float32]]], tokenizer: CtcToken
 
 
 def mend(
-    left: NDArray[np.float32], right: NDArray[np.float32], last: int | None, silence: int, tokenizer: CtcTokenizer
+    left: NDArray[np.float32], right: NDArray[np.float32], last: int | None, silence: int, tokenizer: Tokenizer
 ) -> NDArray[np.float32]:
     """The frames after a seam, ``right``, changed so that just one delimiter parts the words on both sides of it.
 
@@ -156,7 +156,7 @@ def _swapped(logprobs: NDArray[np.float32], rows: slice, a: int, b: int) -> NDAr
     return copy
 
 
-def find_seam(left: NDArray[np.float32], right: NDArray[np.float32], tokenizer: CtcTokenizer) -> int:
+def find_seam(left: NDArray[np.float32], right: NDArray[np.float32], tokenizer: Tokenizer) -> int:
     """The frame of an overlap from which ``right`` replaces ``left``; both ``[frames, vocab]``, of the same frames.
 
     A seam is consistent when cutting both hypotheses there costs no edit more than their distance as a whole: then

@@ -48,7 +48,7 @@ class WordSpan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CtcTokenizer:
+class Tokenizer:
     """The vocabulary of a CTC model and the rules that make text of it.
 
     ``tokens[i]`` is the text of output ``i``; an id past them decodes to ``unk_token``. ``special_ids`` (blank, unk,
@@ -139,7 +139,7 @@ class CtcTokenizer:
         return {**row, "tokens": list(self.tokens), "special_ids": sorted(self.special_ids)}
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> CtcTokenizer:
+    def from_dict(cls, row: Mapping[str, Any]) -> Tokenizer:
         """The tokenizer that :meth:`to_dict` described; raises ArtifactError when it is not one."""
         try:
             return cls(**{**row, "tokens": tuple(row["tokens"]), "special_ids": frozenset(row.get("special_ids", ()))})

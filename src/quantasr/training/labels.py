@@ -11,7 +11,7 @@ from typing import Any
 
 from quantasr.errors import MissingExtraError, ModelLoadError
 from quantasr.sources.asr_model import CtcModel
-from quantasr.speech.tokenizer import WORD_START, CtcTokenizer
+from quantasr.speech.tokenizer import WORD_START, Tokenizer
 
 _WORDS_KEPT = 200_000
 _NO_TEXT = re.compile("<.+>")
@@ -28,7 +28,7 @@ class LabelEncoder:
     does, and into as few pieces as possible where that leads nowhere.
     """
 
-    def __init__(self, tokenizer: CtcTokenizer, sentencepiece: bytes | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, sentencepiece: bytes | None = None) -> None:
         self.tokenizer = tokenizer
         self._pieces = tokenizer.kind == "pieces"
         self._ids = _usable(tokenizer)
@@ -152,7 +152,7 @@ def frames_needed(ids: Sequence[int]) -> int:
     return len(ids) + int(sum(map(eq, ids, ids[1:])))
 
 
-def _usable(tokenizer: CtcTokenizer) -> dict[str, int]:
+def _usable(tokenizer: Tokenizer) -> dict[str, int]:
     """Tokens that text may become. What stands for no text, or for all that is unknown, is not among them."""
     left_out = {tokenizer.blank_id, *tokenizer.special_ids} - tokenizer.delimiter_ids
     named = {tokenizer.unk_token, *(() if tokenizer.kind == "pieces" else (tokenizer.word_delimiter,))}
@@ -164,14 +164,14 @@ def _usable(tokenizer: CtcTokenizer) -> dict[str, int]:
     }
 
 
-def _bytes(tokenizer: CtcTokenizer) -> dict[int, int]:
+def _bytes(tokenizer: Tokenizer) -> dict[int, int]:
     """Byte -> the piece that stands for it, where a vocabulary spells out what it lacks."""
     if not tokenizer.byte_fallback:
         return {}
     return {int(found[1], 16): i for i, token in enumerate(tokenizer.tokens) if (found := _BYTE.fullmatch(token))}
 
 
-def _delimiter(tokenizer: CtcTokenizer, usable: dict[str, int]) -> int | None:
+def _delimiter(tokenizer: Tokenizer, usable: dict[str, int]) -> int | None:
     if tokenizer.kind == "pieces" or tokenizer.word_delimiter is None:
         return usable.get(" ") if tokenizer.kind != "pieces" else None
     if tokenizer.word_delimiter in tokenizer.tokens:
@@ -179,7 +179,7 @@ def _delimiter(tokenizer: CtcTokenizer, usable: dict[str, int]) -> int | None:
     return usable.get(" ")
 
 
-def _case(tokenizer: CtcTokenizer, usable: dict[str, int]) -> str | None:
+def _case(tokenizer: Tokenizer, usable: dict[str, int]) -> str | None:
     """The only case that the vocabulary's letters have. ``lowercase`` means that its texts were upper-cased."""
     letters = [c for token in usable for c in token]
     upper, lower = any(c.isupper() for c in letters), any(c.islower() for c in letters)

@@ -20,7 +20,7 @@ from quantasr.sources.huggingface.tokenizer import read_tokenizer
 from quantasr.sources.wav2vec2.masking import fresh_embedding, guard_masking
 from quantasr.sources.wav2vec2.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend, frontend_from_dict
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 # config.json's model_type -> the family whose built-in recipes fit.
 FAMILIES = {
@@ -96,14 +96,14 @@ def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
         row["name"],
         module.eval(),
         frontend_from_dict(row["frontend"]),
-        CtcTokenizer.from_dict(row["tokenizer"]),
+        Tokenizer.from_dict(row["tokenizer"]),
         row["padded_batches"],
         row["provenance"],
     )
 
 
 def _assemble(
-    name: str, module: Any, frontend: Frontend, tokenizer: CtcTokenizer, padded: bool, provenance: dict[str, Any]
+    name: str, module: Any, frontend: Frontend, tokenizer: Tokenizer, padded: bool, provenance: dict[str, Any]
 ) -> CtcModel:
     guard_masking(module)
     files = files_of(name, module, frontend, tokenizer, padded, provenance)

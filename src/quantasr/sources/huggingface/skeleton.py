@@ -7,14 +7,14 @@ from typing import Any
 
 from quantasr.sources.wav2vec2.masking import set_time_masking
 from quantasr.speech.frontend import Frontend
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 SKELETON = "huggingface.json"
 _CONFIG = "config.json"
 
 
 def files_of(
-    name: str, module: Any, frontend: Frontend, tokenizer: CtcTokenizer, padded: bool, provenance: dict[str, Any]
+    name: str, module: Any, frontend: Frontend, tokenizer: Tokenizer, padded: bool, provenance: dict[str, Any]
 ) -> dict[str, bytes]:
     """Name -> content."""
     skeleton = {

@@ -1,14 +1,14 @@
-"""Transformers' CTC tokenizer as a :class:`CtcTokenizer`."""
+"""Transformers' CTC tokenizer as a :class:`Tokenizer`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from quantasr.errors import ModelLoadError
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 
-def read_tokenizer(where: str, tokenizer: Any, vocab_size: int) -> CtcTokenizer:
+def read_tokenizer(where: str, tokenizer: Any, vocab_size: int) -> Tokenizer:
     """The tokens of a model with so many outputs; raises :class:`ModelLoadError` when they are of another kind."""
     if type(tokenizer).__name__ != "Wav2Vec2CTCTokenizer":
         raise ModelLoadError(
@@ -21,7 +21,7 @@ def read_tokenizer(where: str, tokenizer: Any, vocab_size: int) -> CtcTokenizer:
         tokens.append(token if token is not None and token not in tokens else f"<{i}>")
     if tokenizer.pad_token_id is None:
         raise ModelLoadError(f"{where}: the tokenizer has no pad token, which is the CTC blank of these models")
-    return CtcTokenizer(
+    return Tokenizer(
         tokens=tuple(tokens),
         blank_id=int(tokenizer.pad_token_id),
         word_delimiter=tokenizer.word_delimiter_token,

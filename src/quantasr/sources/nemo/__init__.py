@@ -21,7 +21,7 @@ from quantasr.sources.nemo.rewrites import rewrite
 from quantasr.sources.nemo.skeleton import PIECES, SKELETON, config_of, files_of
 from quantasr.sources.nemo.tokenizer import read_sentencepiece, read_tokenizer
 from quantasr.speech.frontend import LogMelFrontend
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 # NVIDIA's names on its own hub and its models on Hugging Face's.
 _PRETRAINED = re.compile(r"nvidia/[\w.-]+|(?:[\w.-]+/)?stt_[\w.-]+|(?:QuartzNet|Jasper)[\w.-]+")
@@ -68,7 +68,7 @@ def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
     row = json.loads((folder / SKELETON).read_text("utf-8"))
     config = config_of(row)
     pieces = (folder / PIECES).read_bytes() if (folder / PIECES).is_file() else None
-    tokenizer = CtcTokenizer.from_dict(row["tokenizer"])
+    tokenizer = Tokenizer.from_dict(row["tokenizer"])
     module = build(str(folder), config, len(tokenizer) - 1)
     return _assemble(row["name"], config, module, tokenizer, pieces, row["provenance"])
 
@@ -77,7 +77,7 @@ def _assemble(
     name: str,
     config: NemoConfig,
     module: NemoModel,
-    tokenizer: CtcTokenizer,
+    tokenizer: Tokenizer,
     pieces: bytes | None,
     provenance: dict[str, Any],
 ) -> CtcModel:

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantasr.sources.nemo.config import NemoConfig
 from quantasr.speech.frontend import LogMelFrontend
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 SKELETON = "nemo.json"
 PIECES = "tokenizer.model"
@@ -16,7 +16,7 @@ PIECES = "tokenizer.model"
 
 
 def files_of(
-    name: str, config: NemoConfig, tokenizer: CtcTokenizer, pieces: bytes | None, provenance: dict[str, Any]
+    name: str, config: NemoConfig, tokenizer: Tokenizer, pieces: bytes | None, provenance: dict[str, Any]
 ) -> dict[str, bytes]:
     """Name -> content."""
     row = {

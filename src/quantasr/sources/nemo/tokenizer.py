@@ -1,4 +1,4 @@
-"""NeMo's three kinds of tokens as a :class:`CtcTokenizer`; the blank is always the last output."""
+"""NeMo's three kinds of tokens as a :class:`Tokenizer`; the blank is always the last output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantasr.errors import ModelLoadError
 from quantasr.sources.nemo.archive import NemoArchive
 from quantasr.sources.nemo.config import NemoConfig
 from quantasr.sources.pieces import read_pieces
-from quantasr.speech.tokenizer import WORD_START, CtcTokenizer
+from quantasr.speech.tokenizer import WORD_START, Tokenizer
 
 BLANK = "<blank>"
 
@@ -19,7 +19,7 @@ BLANK = "<blank>"
 _SPECIAL = re.compile(r"\[.*\]$|<.*>$|##|\u2581|\s*$")
 
 
-def read_tokenizer(archive: NemoArchive, config: NemoConfig) -> CtcTokenizer:
+def read_tokenizer(archive: NemoArchive, config: NemoConfig) -> Tokenizer:
     """The tokens of a model; raises :class:`ModelLoadError` when their file is missing or of another kind."""
     section = config.tokenizer
     if section is None:
@@ -56,12 +56,12 @@ def _file(archive: NemoArchive, section: dict[str, Any], key: str, name: str) ->
     return archive.read(given)
 
 
-def characters(labels: Sequence[str]) -> CtcTokenizer:
+def characters(labels: Sequence[str]) -> Tokenizer:
     """A tokenizer whose tokens are written as they are."""
     return _tokenizer(list(labels), labels, kind="characters", word_delimiter=" ")
 
 
-def sentencepiece(where: str, content: bytes) -> CtcTokenizer:
+def sentencepiece(where: str, content: bytes) -> Tokenizer:
     """The tokenizer of a SentencePiece model."""
     from sentencepiece import SentencePieceProcessor
 
@@ -72,7 +72,7 @@ def sentencepiece(where: str, content: bytes) -> CtcTokenizer:
     return _tokenizer(pieces.tokens, pieces.names, kind="pieces", silent=pieces.silent, byte_fallback=pieces.bytes)
 
 
-def _wordpiece(archive: NemoArchive, config: NemoConfig) -> CtcTokenizer:
+def _wordpiece(archive: NemoArchive, config: NemoConfig) -> Tokenizer:
     """Tokens of BERT's kind: ``##`` goes on with a word, all others start one."""
     words = list(config.labels)
     if not words:
@@ -91,9 +91,9 @@ def _tokenizer(
     word_delimiter: str | None = None,
     silent: frozenset[int] = frozenset(),
     byte_fallback: bool = False,
-) -> CtcTokenizer:
+) -> Tokenizer:
     blank = len(tokens)
-    return CtcTokenizer(
+    return Tokenizer(
         tokens=(*_unique(tokens), BLANK),
         blank_id=blank,
         word_delimiter=word_delimiter,

@@ -1,4 +1,4 @@
-"""SpeechBrain's two kinds of tokens as a :class:`CtcTokenizer`."""
+"""SpeechBrain's two kinds of tokens as a :class:`Tokenizer`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.pieces import read_pieces
-from quantasr.speech.tokenizer import CtcTokenizer
+from quantasr.speech.tokenizer import Tokenizer
 
 
-def read_tokenizer(where: str, tokenizer: Any, outputs: int, blank_id: int, delimiter: str) -> CtcTokenizer:
+def read_tokenizer(where: str, tokenizer: Any, outputs: int, blank_id: int, delimiter: str) -> Tokenizer:
     """The tokens of a model with so many outputs, whose text is that of SpeechBrain without spaces around it.
 
     Raises :class:`ModelLoadError` when the tokenizer is of another kind, or was not loaded.
@@ -27,11 +27,11 @@ def read_tokenizer(where: str, tokenizer: Any, outputs: int, blank_id: int, deli
     )
 
 
-def _labels(where: str, tokenizer: Any, outputs: int, blank_id: int, delimiter: str) -> CtcTokenizer:
+def _labels(where: str, tokenizer: Any, outputs: int, blank_id: int, delimiter: str) -> Tokenizer:
     labels = {int(i): str(label) for i, label in tokenizer.ind2lab.items()}
     if not labels:
         raise ModelLoadError(f"{where}: its tokenizer has no labels: is its file missing, or not loaded?")
-    return CtcTokenizer(
+    return Tokenizer(
         tokens=tuple(_named([labels.get(i) for i in range(outputs)])),
         blank_id=blank_id,
         word_delimiter=delimiter,
@@ -40,7 +40,7 @@ def _labels(where: str, tokenizer: Any, outputs: int, blank_id: int, delimiter: 
     )
 
 
-def _pieces(where: str, tokenizer: Any, outputs: int, blank_id: int) -> CtcTokenizer:
+def _pieces(where: str, tokenizer: Any, outputs: int, blank_id: int) -> Tokenizer:
     try:
         pieces = read_pieces(tokenizer)
     except (RuntimeError, ValueError, LookupError) as error:
@@ -48,7 +48,7 @@ def _pieces(where: str, tokenizer: Any, outputs: int, blank_id: int) -> CtcToken
     if not pieces.tokens:
         raise ModelLoadError(f"{where}: its SentencePiece model is not loaded: list it in the pretrainer's loadables")
     spare = [None] * (outputs - len(pieces.tokens))
-    return CtcTokenizer(
+    return Tokenizer(
         tokens=tuple(_named([*pieces.tokens, *spare][:outputs])),
         blank_id=blank_id,
         word_delimiter=None,

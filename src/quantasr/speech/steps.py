@@ -1,0 +1,108 @@
+"""What recognisers share that find their text step by step: Whisper, transducers, attention encoder-decoders."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantasr.errors import AudioError, RecipeError
+from quantasr.speech.frames import BLOCK_SECONDS, check_waves
+from quantasr.speech.frontend import Frontend
+from quantasr.speech.parts import Parts
+from quantasr.speech.transcript import Transcript, Waveform
+
+
+class StepTranscriber(ABC):
+    """A :class:`~quantasr.speech.transcript.Transcriber` around the parts of a model and a search of ours.
+
+    The parts may be in PyTorch or on engines: the search is the same. Recordings shorter than ``min_samples`` are filled
+    up with zeros. ``frame_seconds`` is the time between two frames of the encoder's output.
+    """
+
+    decoder: ClassVar[str]
+    """Its name among :data:`quantasr.artifact.DECODERS`."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        frontend: Frontend,
+        tokenizer: Any,
+        decoding: Mapping[str, Any],
+        *,
+        name: str,
+        frame_seconds: float,
+        min_samples: int,
+        batch_size: int = 1,
+        **options: Any,
+    ) -> None:
+        """``decoding`` is what the model says of its search, JSON-ready; ``options`` are the user's, and win.
+
+        Raises :class:`RecipeError` for an option that this search has not, or a value that it cannot have.
+        """
+        if batch_size < 1:
+            raise RecipeError(f"batch_size is {batch_size}; it must be at least 1")
+        self.parts = parts
+        self.frontend = frontend
+        self.tokenizer = tokenizer
+        self.frame_seconds = frame_seconds
+        self.min_samples = min_samples
+        self.batch_size = batch_size
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return self._name
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that the waves must have."""
+        return self.frontend.sample_rate
+
+    @abstractmethod
+    def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
+        """Transcribe a batch; the text of each is the same as when it is transcribed alone."""
+
+    @abstractmethod
+    def transcribe_stream(self, blocks: Iterable[Waveform]) -> Transcript:
+        """Transcribe one recording that comes in blocks of any size."""
+
+    @abstractmethod
+    def paths(self, waves: Sequence[Waveform]) -> list[NDArray[np.int64]]:
+        """The decisions that the search takes for each wave, heard whole: what :meth:`logprobs` goes along."""
+
+    @abstractmethod
+    def logprobs(self, waves: Sequence[Waveform], paths: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """Log-probs of all tokens at each decision of a path, ``[decisions, vocabulary]``; nothing is searched."""
+
+    @abstractmethod
+    def encode(self, features: NDArray[np.float32]) -> object:
+        """The encoder alone on the features of one wave."""
+
+    def transcribe_file(self, path: str | Path, *, start: float = 0.0, duration: float | None = None) -> Transcript:
+        """Transcribe an audio file of any length, rate and channel count, or a segment of it, block by block.
+
+        Times are counted from ``start``. Raises AudioError, naming the file, when it cannot be used.
+        """
+        # Here, so that importing this module loads no audio library.
+        from quantasr.speech.audio import stream_audio
+
+        blocks = stream_audio(Path(path), self.sample_rate, BLOCK_SECONDS, start=start, duration=duration)
+        return self.transcribe_stream(blocks)
+
+    def encoder_call(self, wave: Waveform) -> Callable[[], object]:
+        """A call that runs the encoder alone on the features of one wave, to be timed."""
+        check_waves([wave])
+        features = self.frontend(self.filled(wave))
+        return lambda: self.encode(features)
+
+    def filled(self, wave: Waveform) -> Waveform:
+        """``wave``, with zeros behind it where it is too short; raises AudioError if it is empty."""
+        if wave.size == 0:
+            raise AudioError("recording has no samples")
+        return np.pad(wave, (0, max(0, self.min_samples - wave.size)))
