@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantasr.engines import EngineOptions, load_engine
+from quantasr.engines.engine import frame_feed
 from quantasr.export import export_quantized, save_graph
 from quantasr.numerics.quantizers import Phase
 from quantasr.quantize import Prepared, calibrate, convert, prepare
@@ -83,10 +84,8 @@ def simulate(prepared: Prepared, *inputs: np.ndarray) -> np.ndarray:
 
 def run_graph(path: Path, engine: str, features: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
     """What ``engine`` gives for a graph on disk, in fp32 on one thread."""
-    if lengths is None:
-        lengths = np.full(len(features), features.shape[1])
-    logprobs, _ = load_engine(engine, path, EngineOptions(threads=1, compute="fp32")).run(features, lengths)
-    return logprobs
+    loaded = load_engine(engine, path, EngineOptions(threads=1, compute="fp32"))
+    return loaded.run(frame_feed(features, lengths))["logprobs"]
 
 
 def exported(prepared: Prepared, folder: Path) -> Path:

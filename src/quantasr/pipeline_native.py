@@ -9,14 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from quantasr.artifact import TENSORS, Artifact
 from quantasr.artifact_parts import Waves, describe, write_parts
 from quantasr.atomic import create
 from quantasr.engines import TORCH, TORCH_BACKENDS
-from quantasr.engines.engine import ExecutedOp
+from quantasr.engines.engine import ExecutedOp, frame_feed
 from quantasr.engines.torch_native.backends import FLOAT, Backend, adapt, find_backend, usable_backends
 from quantasr.engines.torch_native.convert import Calibrated, Chosen, calibrate_native, choose, strip
 from quantasr.engines.torch_native.engine import NativeEngine
@@ -275,7 +274,7 @@ def _executed(model: AsrModel, backend: str, options: NativeOptions) -> tuple[Tr
         model.graph(*inputs)
     features = inputs[0].numpy()
     engine = NativeEngine(model, backend, options.compute)
-    return trace, engine.executed(features, np.array([features.shape[1]]))
+    return trace, engine.executed(frame_feed(features))
 
 
 def _rows(prepared: Prepared, chosen: Chosen) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quantasr.artifact import Artifact
 from quantasr.engines import TORCH, EngineOptions, load_engine
-from quantasr.engines.engine import Engine
+from quantasr.engines.engine import Engine, frame_feed
 from quantasr.engines.pages import release_pages
 from quantasr.engines.selection import fastest
 from quantasr.errors import EngineError, RecipeError
@@ -32,7 +32,9 @@ class EngineAcousticModel:
     def __call__(
         self, features: NDArray[np.float32], lengths: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        logprobs, counts = self.engine.run(features, lengths)
+        found = self.engine.run(frame_feed(features, lengths))
+        logprobs = found["logprobs"].astype(np.float32, copy=False)
+        counts = found.get("frame_counts")
         if counts is None:
             counts = np.full(len(logprobs), logprobs.shape[1], dtype=np.int64)
         return logprobs, counts
@@ -187,5 +189,5 @@ def _repack(artifact: Artifact, engine: Engine, weights: Path) -> None:
     340 MB for wav2vec2-base.
     """
     features = artifact.frontend(noise(artifact.frontend, artifact.min_samples))
-    engine.run(features[None], np.array([len(features)]))
+    engine.run(frame_feed(features[None]))
     release_pages(weights)

@@ -17,7 +17,6 @@ from quantasr.measure.audit import audit
 from quantasr.sources import load_model
 
 FP32 = EngineOptions(1, "fp32")
-NONE = np.array([1])  # lengths, for graphs that take none
 
 
 def shares(ops: list[ExecutedOp]) -> dict[str, float]:
@@ -48,7 +47,7 @@ def half_quantized(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_quantized_product_counts_and_a_float_one_does_not(name: str, half_quantized: Path) -> None:
-    ops = load_engine(name, half_quantized, FP32).executed(np.ones((1, 50, 16), np.float32), NONE)
+    ops = load_engine(name, half_quantized, FP32).executed({"features": np.ones((1, 50, 16), np.float32)})
     found = {node: (op.precision, macs) for op in ops for node, macs in op.covers.items()}
     assert sorted(found.values()) == [("fp32", 50 * 32 * 8), ("int8", 50 * 16 * 32)]
     assert shares(ops) == {"int8": pytest.approx(2 / 3), "fp32": pytest.approx(1 / 3)}
@@ -59,7 +58,9 @@ def test_weights_alone_in_int8_are_no_int8(name: str, tmp_path: Path) -> None:
     integers = np.random.default_rng(1).integers(-127, 127, (16, 32)).astype(np.int8)
     nodes = [node("DequantizeLinear", "w1 wscale wzero", "w"), node("MatMul", "features w", "logprobs")]
     path = save(tmp_path / "weights.onnx", nodes, ["b", "t", 16], {**QUANTIZERS, "w1": integers})
-    assert shares(load_engine(name, path, FP32).executed(np.ones((1, 50, 16), np.float32), NONE)) == {"fp32": 1.0}
+    assert shares(load_engine(name, path, FP32).executed({"features": np.ones((1, 50, 16), np.float32)})) == {
+        "fp32": 1.0
+    }
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -72,7 +73,7 @@ def test_a_quantized_convolution_between_quantizers(name: str, tmp_path: Path) -
         *quantized("logprobs", "/c/Conv"),
     ]
     path = save(tmp_path / "conv.onnx", nodes, ["b", 16, "t"], {**QUANTIZERS, "w1": integers})
-    ops = load_engine(name, path, FP32).executed(np.ones((1, 16, 60), np.float32), NONE)
+    ops = load_engine(name, path, FP32).executed({"features": np.ones((1, 16, 60), np.float32)})
     assert shares(ops) == {"int8": 1.0}
     assert sum(op.macs for op in ops) == 32 * 58 * 16 * 3
 
@@ -93,7 +94,7 @@ def test_a_boolean_mask_makes_no_attention_int8(name: str, tmp_path: Path) -> No
     constants = {"threshold": np.float32(0.1), "low": np.float32(-1e9)}
     path = save(tmp_path / "mask.onnx", nodes, ["b", 4, "t", 16], constants, rank=4)
     features = np.random.default_rng(0).normal(size=(1, 4, 40, 16)).astype(np.float32)
-    ops = load_engine(name, path, FP32).executed(features, NONE)
+    ops = load_engine(name, path, FP32).executed({"features": features})
     assert shares(ops) == {"fp32": 1.0}
     assert sum(op.macs for op in ops) == 3 * 4 * 40 * 40 * 16
 
@@ -107,7 +108,7 @@ def test_no_float_model_is_int8_anywhere(variant: str, tiny_hf_folder: Callable[
     features, lengths = (tensor.numpy() for tensor in model.inputs([np.zeros(16000, np.float32)]))
     whole = products(tmp_path / "float.onnx", {"features": features.shape, "lengths": lengths.shape})
     for name in ENGINES:
-        ops = load_engine(name, tmp_path / "float.onnx", FP32).executed(features, lengths)
+        ops = load_engine(name, tmp_path / "float.onnx", FP32).executed({"features": features, "lengths": lengths})
         assert shares(ops) == {"fp32": 1.0}
         assert sum(op.macs for op in ops) == sum(product.macs for product in whole.values())
 

@@ -16,7 +16,7 @@ import quantasr
 from quantasr import sample
 from quantasr.artifact import Artifact
 from quantasr.engines import ENGINES, EngineOptions, load_engine, openvino
-from quantasr.engines.engine import cores
+from quantasr.engines.engine import cores, frame_feed
 from quantasr.errors import EngineError
 from quantasr.speech.manifest import read_manifest
 from quantasr.speech.transcript import Waveform
@@ -66,13 +66,13 @@ def test_rounding_lengths_up_changes_nothing_that_is_said(artifact: Artifact, wa
     for wave in waves:
         features = artifact.frontend(wave)[None]
         lengths = np.array([len(wave)])
-        (left, counts), (right, more) = exact.run(features, lengths), rounded.run(features, lengths)
-        assert counts is not None
-        assert more is not None
-        assert counts.tolist() == more.tolist()
-        assert right.shape[1] >= left.shape[1] == counts[0]
-        assert (left.argmax(-1) == right[:, : counts[0]].argmax(-1)).mean() >= 0.99
-        assert np.abs(left - right[:, : counts[0]]).mean() < 0.05
+        left, right = exact.run(frame_feed(features, lengths)), rounded.run(frame_feed(features, lengths))
+        short, long = left["logprobs"], right["logprobs"]
+        count = int(left["frame_counts"][0])
+        assert right["frame_counts"].tolist() == [count]
+        assert long.shape[1] >= short.shape[1] == count
+        assert (short.argmax(-1) == long[:, :count].argmax(-1)).mean() >= 0.99
+        assert np.abs(short - long[:, :count]).mean() < 0.05
 
 
 def test_filling_up_is_to_the_next_multiple_and_in_time_alone() -> None:
@@ -84,9 +84,9 @@ def test_filling_up_is_to_the_next_multiple_and_in_time_alone() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_a_run_gave_stays_as_it_was(engine: str, artifact: Artifact, waves: list[Waveform]) -> None:
     loaded = load_engine(engine, artifact.graph, EngineOptions(1, "fp32"))
-    first, _ = loaded.run(artifact.frontend(waves[0])[None], np.array([len(waves[0])]))
+    first = loaded.run(frame_feed(artifact.frontend(waves[0])[None]))["logprobs"]
     copy = first.copy()
-    loaded.run(artifact.frontend(waves[0] * 0.1)[None] * 0.5, np.array([len(waves[0])]))
+    loaded.run(frame_feed(artifact.frontend(waves[0] * 0.1)[None] * 0.5))
     assert (first == copy).all()
 
 
@@ -146,10 +146,12 @@ def test_a_graph_that_cannot_be_loaded_is_one_line(engine: str, tmp_path: Path) 
 def test_features_that_do_not_fit_are_one_line(engine: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     graph = save(tmp_path / "g.onnx", [node("MatMul", "features w", "logprobs")], ["b", "t", 4], {"w": weight(4, 9)})
     loaded = load_engine(engine, graph, EngineOptions(1, "fp32"))
-    assert loaded.run(np.zeros((1, 3, 4), np.float32), np.array([3]))[0].shape == (1, 3, 9)
+    assert loaded.run({"features": np.zeros((1, 3, 4), np.float32)})["logprobs"].shape == (1, 3, 9)
     with pytest.raises(EngineError, match=r"g\.onnx: .* cannot run it on features \[1, 3, 5\]: ") as caught:
-        loaded.run(np.zeros((1, 3, 5), np.float32), np.array([3]))
+        loaded.run({"features": np.zeros((1, 3, 5), np.float32)})
     assert "\n" not in str(caught.value)
+    with pytest.raises(EngineError, match=r"g\.onnx: .* cannot run it on no features: "):
+        loaded.run({})
     assert capfd.readouterr().err == ""
 
 
@@ -174,12 +176,12 @@ def test_nobody_spins_when_a_run_is_over(artifact: Artifact) -> None:
     """ONNX Runtime's threads would go on for some 20 ms of CPU time after every run."""
     for name in ENGINES:
         engine = load_engine(name, artifact.graph, EngineOptions(2, "fp32"))
-        features, lengths = artifact.frontend(np.ones(8000, np.float32))[None], np.array([8000])
+        feed = frame_feed(artifact.frontend(np.ones(8000, np.float32))[None])
         for _ in range(3):
-            engine.run(features, lengths)
+            engine.run(feed)
         spent = 0.0
         for _ in range(5):
-            engine.run(features, lengths)
+            engine.run(feed)
             begin = time.process_time()
             time.sleep(0.05)
             spent += time.process_time() - begin

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from quantasr.engines import ENGINES, EngineOptions, openvino, selection
 from quantasr.engines.engine import Engine
 from quantasr.engines.selection import cache_file, candidates, fastest
 from quantasr.errors import EngineError
+from quantasr.speech.parts import Arrays
 
 AUTO = EngineOptions(1)
 
@@ -40,11 +40,12 @@ class FakeEngine:
         self._clock, self._seconds, self._first = clock, seconds, first
         self.lengths: list[int] = []
 
-    def run(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> tuple[Any, None]:
-        assert features.shape == (1, lengths[0])
+    def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
+        features = feed["features"]
+        assert features.shape == (1, feed["lengths"][0])
         self._clock.now += self._seconds + (0 if features.shape[1] in self.lengths else self._first)
         self.lengths.append(features.shape[1])
-        return None, None
+        return {}
 
 
 class World:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tiny_nets import asr_model, recipe, waves
 from torch import Tensor, nn
 
+from quantasr.engines.engine import frame_feed
 from quantasr.engines.torch_native import convert as native
 from quantasr.engines.torch_native.backends import BACKENDS, adapt, find_backend, usable_backends
 from quantasr.engines.torch_native.engine import NativeEngine
@@ -236,7 +237,7 @@ def test_every_multiply_accumulate_is_counted_where_it_ran() -> None:
     assert list(chosen.plan.layers) == ["body.conv", "body.mix"]
     model = asr_model(nn.Identity())
     model.module = model.graph = calibrated.module
-    ops = NativeEngine(model, "onednn").executed(waves(1, frames=40)[0][None], np.array([640]))
+    ops = NativeEngine(model, "onednn").executed(frame_feed(waves(1, frames=40)[0][None], np.array([640])))
     counted: dict[str, int] = {}
     for op in ops:
         counted[op.precision] = counted.get(op.precision, 0) + op.macs

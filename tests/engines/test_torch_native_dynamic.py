@@ -11,6 +11,7 @@ from tiny_nets import asr_model, recipe, waves
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from quantasr.engines.engine import frame_feed
 from quantasr.engines.torch_native.backends import find_backend, usable_backends
 from quantasr.engines.torch_native.convert import Calibrated, calibrate_native, choose
 from quantasr.engines.torch_native.dynamic import PackedEmbedding, RecurrentModule
@@ -227,7 +228,7 @@ def test_a_recurrent_layer_counts_whole_wherever_it_runs(body: Any, width: int, 
     calibrated, _ = converted(module, *rules)
     model = asr_model(nn.Identity())
     model.module = model.graph = calibrated.module
-    ops = NativeEngine(model, BACKENDS[0]).executed(np.zeros((1, 7 * 16), np.float32), np.array([7 * 16]))
+    ops = NativeEngine(model, BACKENDS[0]).executed(frame_feed(np.zeros((1, 7 * 16), np.float32)))
     counted = {"int8": 0, "fp32": 0}
     for op in ops:
         counted[op.precision] += op.macs

@@ -11,6 +11,7 @@ import pytest
 
 from quantasr import load_model, sample
 from quantasr.engines import EngineOptions, load_engine
+from quantasr.engines.engine import frame_feed
 from quantasr.export import export_float, export_quantized, save_graph
 from quantasr.export.alone import alone
 from quantasr.export.graph import trace_quantized
@@ -59,7 +60,7 @@ def outputs(prepared: Prepared, waves: list[Waveform], tmp_path: Path) -> Run:
         save_graph(graph, path)
         engine = load_engine("onnxruntime", path, EngineOptions(threads=1, compute="fp32"))
         features = [prepared.model.frontend(wave)[None] for wave in waves]
-        return [engine.run(x, np.array([x.shape[1]]))[0][0] for x in features]
+        return [engine.run(frame_feed(x))["logprobs"][0] for x in features]
 
     return run
 

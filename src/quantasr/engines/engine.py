@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantasr.errors import EngineError
+from quantasr.speech.parts import Arrays
 
 COMPUTE = ("auto", "fp32", "bf16", "fp16")
 
@@ -82,19 +83,28 @@ class Engine(Protocol):
         """The type in which the float rest runs: ``fp32``, ``bf16`` or ``fp16``."""
         ...
 
-    def run(
-        self, features: NDArray[np.float32], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-        """Log-probs ``[batch, frames, vocabulary]`` and, where the graph gives them, frame counts ``[batch]``.
+    def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
+        """The graph's outputs by name, for its inputs by name; what it has no input for is not read.
 
-        Frames beyond a row's count mean nothing. Raises :class:`EngineError` when the graph refuses these features.
+        The outputs are the caller's: no later run writes into them. Raises :class:`EngineError` when the graph refuses
+        these inputs.
         """
         ...
 
-    def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
+    def executed(self, feed: Arrays) -> list[ExecutedOp]:
         """Run once and report every kernel that the engine really executed.
 
         The multiply-accumulates add up to those of the graph: what no kernel can be found for comes last, one entry
         for each, with precision ``unknown``.
         """
         ...
+
+
+def frame_feed(features: NDArray[np.float32], lengths: NDArray[np.int64] | None = None) -> Arrays:
+    """The inputs of graphs that say something of every frame: ``features``, and their ``lengths``, whole by default."""
+    return {"features": features, "lengths": np.full(len(features), features.shape[1]) if lengths is None else lengths}
+
+
+def describe_shapes(feed: Arrays, names: Sequence[str]) -> str:
+    """The inputs that a graph was given, for an error: ``features [1, 98, 80]``."""
+    return ", ".join(f"{name} {list(feed[name].shape)}" if name in feed else f"no {name}" for name in names)

@@ -8,13 +8,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
-from quantasr.engines.engine import EngineOptions, ExecutedOp
+from quantasr.engines.engine import EngineOptions, ExecutedOp, describe_shapes
 from quantasr.errors import EngineError
+from quantasr.speech.parts import Arrays
 
 # Kernels of ONNX Runtime that multiply integers, and those that multiply floats.
 _INTEGER_KERNELS = {
@@ -29,6 +29,7 @@ _FLOAT_KERNELS = {
 # Its exceptions have no base of their own.
 _ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(_native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    KeyError,
     RuntimeError,
     ValueError,
 )
@@ -54,7 +55,8 @@ class OnnxRuntimeEngine:
             )
         self._graph, self._options = graph, options
         self._session = self._open(self._settings())
-        self._takes_lengths = len(self._session.get_inputs()) > 1
+        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._outputs = [node.name for node in self._session.get_outputs()]
 
     def _settings(self) -> Any:
         settings = ort.SessionOptions()
@@ -74,28 +76,23 @@ class OnnxRuntimeEngine:
         except _ERRORS as error:
             raise EngineError(f"{self._graph}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from None
 
-    def _feed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        return {"features": features, "lengths": lengths} if self._takes_lengths else {"features": features}
-
-    def run(
-        self, features: NDArray[np.float32], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+    def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
         """See :class:`quantasr.engines.engine.Engine`."""
         try:
-            found = self._session.run(None, self._feed(features, lengths))
+            found = self._session.run(self._outputs, {name: feed[name] for name in self._inputs})
         except _ERRORS as error:
-            shape = list(features.shape)
+            shapes = describe_shapes(feed, self._inputs)
             raise EngineError(
-                f"{self._graph}: ONNX Runtime cannot run it on features {shape}: {str(error).splitlines()[0]}"
+                f"{self._graph}: ONNX Runtime cannot run it on {shapes}: {str(error).splitlines()[0]}"
             ) from None
-        return found[0], found[1] if self._takes_lengths else None
+        return dict(zip(self._outputs, found, strict=True))
 
-    def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
+    def executed(self, feed: Arrays) -> list[ExecutedOp]:
         """See :class:`quantasr.engines.engine.Engine`; read from ONNX Runtime's profile of one run."""
         # Here, because it brings OpenVINO with it, which nothing else of this engine needs.
         from quantasr.engines.macs import products, share_out
 
-        feed = self._feed(features, lengths)
+        feed = {name: feed[name] for name in self._inputs}
         found = products(self._graph, {name: array.shape for name, array in feed.items()})
         kernels = []
         for event in self._profile(feed):
@@ -105,14 +102,14 @@ class OnnxRuntimeEngine:
             kernels.append((ExecutedOp(name, kind, precision, event["dur"] * 1e-6), names))
         return share_out(kernels, found)
 
-    def _profile(self, feed: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    def _profile(self, feed: Arrays) -> list[dict[str, Any]]:
         """The kernels of one run, in a session of its own."""
         with tempfile.TemporaryDirectory() as folder:
             settings = self._settings()
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
             session = self._open(settings)
-            session.run(None, feed)
+            session.run(None, dict(feed))
             events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
         return [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
 

@@ -11,10 +11,11 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from quantasr.engines.engine import EngineOptions, ExecutedOp
+from quantasr.engines.engine import EngineOptions, ExecutedOp, describe_shapes
 from quantasr.engines.macs import last_line, products, share_out
 from quantasr.engines.signal_stack import own_signal_stack
 from quantasr.errors import EngineError
+from quantasr.speech.parts import Arrays
 
 _PRECISIONS = {"u8": "int8", "i8": "int8", "bf16": "bf16", "f32": "fp32", "f16": "fp16"}
 
@@ -57,8 +58,8 @@ class OpenVinoEngine:
         compiled = self._compile(self._properties())
         self._request = compiled.create_infer_request()
         self._lock = Lock()
-        self._shape = compiled.input("features").get_partial_shape()
-        self._takes_lengths = len(compiled.inputs) > 1
+        self._shapes = {port.get_any_name(): port.get_partial_shape() for port in compiled.inputs}
+        self._outputs = [port.get_any_name() for port in compiled.outputs]
 
     def _compile(self, properties: dict[str, Any]) -> Any:
         try:
@@ -78,33 +79,32 @@ class OpenVinoEngine:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
 
-    def _feed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        return {"features": features, "lengths": lengths} if self._takes_lengths else {"features": features}
-
-    def run(
-        self, features: NDArray[np.float32], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+    def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
         """See :class:`quantasr.engines.engine.Engine`."""
-        if self._takes_lengths:
-            features = _filled_up(features, self._options.round_up)
         try:
-            if not self._shape.compatible(ov.PartialShape(list(features.shape))):
-                # It would read as many values as it expects from wherever they lie.
-                raise RuntimeError(f"it takes {self._shape}")
+            given = self._given(feed)
             # The request's own memory is written again by the next run, so nobody else may run before it is copied.
             with self._lock:
-                self._request.infer(self._feed(features, lengths))
-                logprobs = self._request.get_tensor("logprobs").data.astype(np.float32, copy=True)
-                counts = self._request.get_tensor("frame_counts").data.copy() if self._takes_lengths else None
-        except RuntimeError as error:
-            raise EngineError(
-                f"{self._graph}: OpenVINO cannot run it on features {list(features.shape)}: {last_line(error)}"
-            ) from None
-        return logprobs, counts
+                self._request.infer(given, share_inputs=True)
+                return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
+        except (RuntimeError, KeyError) as error:
+            shapes = describe_shapes(feed, list(self._shapes))
+            raise EngineError(f"{self._graph}: OpenVINO cannot run it on {shapes}: {last_line(error)}") from None
 
-    def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
+    def _given(self, feed: Arrays) -> dict[str, NDArray[Any]]:
+        """The graph's inputs, filled up where it takes padding; RuntimeError for shapes that are not its."""
+        given = {name: feed[name] for name in self._shapes}
+        if "lengths" in given and "features" in given:
+            given["features"] = _filled_up(given["features"], self._options.round_up)
+        for name, array in given.items():
+            if not self._shapes[name].compatible(ov.PartialShape(list(array.shape))):
+                # It would read as many values as it expects from wherever they lie.
+                raise RuntimeError(f"{name} takes {self._shapes[name]}")
+        return given
+
+    def executed(self, feed: Arrays) -> list[ExecutedOp]:
         """See :class:`quantasr.engines.engine.Engine`; read from OpenVINO's runtime model and performance counters."""
-        feed = self._feed(features, lengths)
+        feed = {name: feed[name] for name in self._shapes}
         found = products(self._graph, {name: array.shape for name, array in feed.items()})
         compiled = self._compile({**self._properties(), "PERF_COUNT": True})
         request = compiled.create_infer_request()

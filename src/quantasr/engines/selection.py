@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quantasr.artifact import Artifact
 from quantasr.atomic import write_atomically
 from quantasr.engines import ENGINES, load_engine
-from quantasr.engines.engine import Engine, EngineOptions
+from quantasr.engines.engine import Engine, EngineOptions, frame_feed
 from quantasr.errors import EngineError
 from quantasr.speech.frontend import noise
 
@@ -122,7 +122,7 @@ def _noise(artifact: Artifact, seconds: float) -> NDArray[np.float32]:
 
 def _run(engine: Engine, features: NDArray[np.float32]) -> float:
     begin = time.perf_counter()
-    engine.run(features, np.array([features.shape[1]]))
+    engine.run(frame_feed(features))
     return time.perf_counter() - begin
 
 

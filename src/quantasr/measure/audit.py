@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from quantasr.artifact import Artifact
-from quantasr.engines.engine import Engine, ExecutedOp
+from quantasr.engines.engine import Engine, ExecutedOp, frame_feed
 from quantasr.speech.frontend import noise
 
 
@@ -83,7 +81,7 @@ def audit(artifact: Artifact, engine: Engine, *, seconds: float = 10.0) -> Audit
     """
     size = max(artifact.min_samples, round(seconds * artifact.frontend.sample_rate))
     features = artifact.frontend(noise(artifact.frontend, size))[None]
-    ops = engine.executed(features, np.array([features.shape[1]]))
+    ops = engine.executed(frame_feed(features))
     reason = "" if artifact.recipe.get("attention_products") else "attention_products = false"
     layers = join(artifact.layers(), ops, reason)
     return Audit(engine.name, engine.compute, size / artifact.frontend.sample_rate, tuple(ops), layers)

@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from quantasr.engines import load_engine
-from quantasr.engines.engine import Engine, EngineOptions
+from quantasr.engines.engine import Engine, EngineOptions, frame_feed
 from quantasr.engines.selection import candidates
 from quantasr.engines.torch_native.backends import adapt
 from quantasr.engines.torch_native.convert import calibrate_native, choose
@@ -92,7 +90,7 @@ class GraphTimer:
             return self._run(load_engine(self.engine, self._write(paths, folder), self._options))
 
     def _run(self, engine: Engine) -> Callable[[], object]:
-        run = partial(engine.run, self._features, np.array([self._features.shape[1]]))
+        run = partial(engine.run, frame_feed(self._features))
         run()  # while the file is there: engines may read their weights when they are first used
         return run
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -24,6 +25,7 @@ from quantasr.engines.torch_native.trace import traced
 from quantasr.errors import EngineError
 from quantasr.quantize.layers import kind_of
 from quantasr.sources.asr_model import AsrModel
+from quantasr.speech.parts import Arrays
 from quantasr.speech.transcript import Waveform
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
@@ -40,15 +42,13 @@ class NativeEngine:
         if threads:
             torch.set_num_threads(threads)
 
-    def run(
-        self, features: NDArray[np.float32], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-        """Log-probs and, where the model takes lengths, frame counts."""
-        found = self._call(features, lengths)
+    def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
+        """``features`` and ``lengths`` -> ``logprobs`` and, where the model takes lengths, ``frame_counts``."""
+        found = self._call(feed["features"], feed["lengths"])
         if self.model.padded_batches:
             logprobs, counts = found
-            return logprobs.float().numpy(), counts.numpy()
-        return found.float().numpy(), None
+            return {"logprobs": logprobs.float().numpy(), "frame_counts": counts.numpy()}
+        return {"logprobs": found.float().numpy()}
 
     def recognise(self, wave: Waveform) -> str:
         """The text of a whole wave, where the model searches it itself (an attention decoder)."""
@@ -80,11 +80,12 @@ class NativeEngine:
                 f"{self.name}: {self.model.name} refuses features {list(features.shape)}: {error}"
             ) from None
 
-    def executed(self, features: NDArray[np.float32], lengths: NDArray[np.int64]) -> list[ExecutedOp]:
+    def executed(self, feed: Arrays) -> list[ExecutedOp]:
         """One run, with every product: those of packed layers as their kernels say, the others from PyTorch's calls."""
-        self._call(features, lengths)
+        call = partial(self._call, feed["features"], feed["lengths"])
+        call()
         with float_products(self.model.module) as products, traced() as trace:
-            self._call(features, lengths)
+            call()
         turn: Counter[str] = Counter()
         ops = []
         for event in trace.events:
