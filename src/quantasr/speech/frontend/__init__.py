@@ -16,14 +16,27 @@ from quantasr.speech.frontend.log_mel import LogMelFrontend
 from quantasr.speech.frontend.mel_db import MelDecibelFrontend
 from quantasr.speech.frontend.protocol import Frontend, collate
 from quantasr.speech.frontend.wave import WaveFrontend
+from quantasr.speech.frontend.whisper_mel import WhisperMelFrontend
 from quantasr.speech.prepared import PreparedWave
 
 FRONTENDS: dict[
     str,
-    type[WaveFrontend] | type[FbankFrontend] | type[LogMelFrontend] | type[MelDecibelFrontend] | type[KaldiFrontend],
+    type[WaveFrontend]
+    | type[FbankFrontend]
+    | type[LogMelFrontend]
+    | type[MelDecibelFrontend]
+    | type[WhisperMelFrontend]
+    | type[KaldiFrontend],
 ] = {
     frontend.kind: frontend
-    for frontend in (WaveFrontend, FbankFrontend, LogMelFrontend, MelDecibelFrontend, KaldiFrontend)
+    for frontend in (
+        WaveFrontend,
+        FbankFrontend,
+        LogMelFrontend,
+        MelDecibelFrontend,
+        WhisperMelFrontend,
+        KaldiFrontend,
+    )
 }
 
 
@@ -69,6 +82,7 @@ __all__ = [
     "LogMelFrontend",
     "MelDecibelFrontend",
     "WaveFrontend",
+    "WhisperMelFrontend",
     "collate",
     "frontend_from_dict",
     "noise",
