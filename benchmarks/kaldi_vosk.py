@@ -32,7 +32,7 @@ from korean import RATE, Vosk, model_without_dither, need, speech
 from rich.console import Console
 from rich.table import Table
 
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.cli.output import say
 from quantasr.engines import EngineOptions, load_engine
 from quantasr.engines.selection import candidates
@@ -72,7 +72,7 @@ def acoustic(
     systems |= peer_systems(model, graph, inputs, folder, options.threads)
     for name, chosen in candidates(EngineOptions(options.threads, round_up=artifact.round_up)):
         engine = load_engine(name, artifact.graph, chosen)
-        systems[f"artifact, {name} {chosen.compute}"] = recogniser(artifact, engine, chunk_seconds=0)
+        systems[f"artifact, {name} {chosen.compute}"] = recogniser(artifact, {WHOLE: engine}, chunk_seconds=0)
     timings = _time(systems, wave, options.rounds)
 
     def best(*starts: str) -> Timing:

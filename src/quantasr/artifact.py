@@ -2,6 +2,7 @@
 
 artifact.json     format version, frontend, recipe, provenance, parity, measured figures, checksums
 graph.onnx        the QDQ graph; large weights lie beside it in graph.onnx.data
+encoder.onnx ...  in its place, the parts of a recogniser that decodes step by step, a graph each
 tokenizer.json    vocabulary and rules of the text; not where a model for PyTorch's own int8 searches text itself
 layers.json       what was done with each layer, and why some stayed float
 calibration.json  fingerprints of the calibration speech
@@ -39,20 +40,22 @@ from quantasr.speech.ctc import GREEDY
 from quantasr.speech.decoding import CtcDecoder
 from quantasr.speech.frontend import Frontend, frontend_from_dict, noise
 from quantasr.speech.lattice.files import DecodingFiles
+from quantasr.speech.steps import STEP_DECODERS, step_transcriber
 from quantasr.speech.tokenizer import Tokenizer
 from quantasr.version import __version__
 
 FORMAT = 1
-GRAPH = "graph.onnx"
-WEIGHTS = "graph.onnx.data"
+WHOLE = "graph"
+"""The name of the only graph of a model that is not in parts."""
+GRAPH = f"{WHOLE}.onnx"
 NATIVE = "native.json"
 TENSORS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 LAYERS = "layers.json"
 CALIBRATION = "calibration.json"
 FRONTEND_ARRAYS = "frontend.npz"
-DECODERS = ("ctc", "lattice", "attention")
-"""How the text is found; ``attention`` is for native artifacts only, whose model has a search and tokens of its own."""
+DECODERS = ("ctc", "lattice", *STEP_DECODERS)
+"""How the text is found; a native artifact with ``attention`` has a model with a search and tokens of its own."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,11 @@ class Artifact:
     """What ``artifact.json`` says; ``folder`` is where it lies.
 
     ``parity`` and ``measured`` are the figures found when it was made; ``compute`` and ``engine`` are what the recipe
-    wants, each perhaps ``auto``. Only CTC models have a ``tokenizer``; ``frame_seconds`` is 0 where a model says
-    nothing of frames. ``decoding`` holds the options of the beam search that the model brings, with the name of its
-    n-gram's file as ``lm``; empty for greedy; for a lattice decoder its options, and its files.
+    wants, each perhaps ``auto``. Lattice decoders and native models have no ``tokenizer``; ``frame_seconds`` is 0
+    where a model says nothing of frames. ``decoding`` holds the options of the beam search that the model brings, with
+    the name of its n-gram's file as ``lm``; empty for greedy; for a lattice decoder its options, and its files; for one
+    that decodes step by step what its transcriber is told. ``parts`` has a row for each graph of such a one: its
+    ``inputs``, the ``typical`` lengths of their axes, and its ``calls`` in a second of speech.
     """
 
     folder: Path
@@ -73,18 +78,26 @@ class Artifact:
     frame_seconds: float
     min_samples: int
     frontend: Frontend
-    tokenizer: Tokenizer | None
+    tokenizer: Any
     recipe: dict[str, Any]
     provenance: dict[str, Any]
     parity: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
     decoding: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def graph(self) -> Path:
-        """The ONNX file."""
+        """The ONNX file, where there is one."""
         return self.folder / GRAPH
+
+    @property
+    def graphs(self) -> dict[str, Path]:
+        """The ONNX files by the names of the parts; a single one is called ``graph``. Native artifacts have none."""
+        if self.native:
+            return {}
+        return {part: self.folder / graph_name(part) for part in self.parts or (WHOLE,)}
 
     @property
     def native(self) -> bool:
@@ -101,15 +114,16 @@ class Artifact:
         """The compute type of the float rest that the recipe asks for, or ``auto``; of a native one, what it has."""
         return str(self.provenance["compute"] if self.native else self.recipe.get("compute", "auto"))
 
-    @property
-    def weights(self) -> Path | None:
+    def weights(self, part: str = WHOLE) -> Path | None:
         """The weights' file, where they lie beside the graph."""
-        return self.folder / WEIGHTS if WEIGHTS in self.files else None
+        name = f"{graph_name(part)}.data"
+        return self.folder / name if name in self.files else None
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of graph and weights: the identity of what is computed."""
-        parts = (self.files[name]["sha256"] for name in (GRAPH, WEIGHTS, NATIVE, TENSORS) if name in self.files)
+        """SHA-256 of graphs and weights: the identity of what is computed."""
+        graphs = [name for part in self.graphs for name in (graph_name(part), f"{graph_name(part)}.data")]
+        parts = (self.files[name]["sha256"] for name in (*graphs, NATIVE, TENSORS) if name in self.files)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     @property
@@ -180,9 +194,9 @@ class Artifact:
             return cls(
                 folder=folder,
                 frontend=frontend_from_dict(row["frontend"], _read_arrays(folder, row["files"])),
-                tokenizer=_read_tokenizer(folder) if row["decoder"] == "ctc" else None,
+                tokenizer=_read_tokenizer(folder, row["decoder"]) if TOKENIZER in row["files"] else None,
                 **{key: row[key] for key in _PLAIN},
-                decoding=row.get("decoding", {}),
+                **{key: row.get(key, {}) for key in _OPTIONAL},
                 files=row["files"],
             )
         except ArtifactError as error:
@@ -195,7 +209,7 @@ class Artifact:
             "quantasr": __version__,
             **{key: getattr(self, key) for key in _PLAIN},
             "frontend": self.frontend.to_dict(),
-            "decoding": self.decoding,
+            **{key: value for key in _OPTIONAL if (value := getattr(self, key)) or key == "decoding"},
             "files": {
                 path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
                 for path in sorted(self.folder.iterdir())
@@ -233,11 +247,18 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
 }
 """The fields of ``artifact.json`` that are taken as they are, and their types."""
 
+_OPTIONAL = ("decoding", "parts")
+"""Tables that artifacts of older versions, or with nothing to say, lack."""
+
 _REQUIRED = (LAYERS, CALIBRATION)
-_COMPUTED = ((GRAPH,), (NATIVE, TENSORS))
 
 _NO_CHECKSUM = "0" * 64
 _CHECKSUM = re.compile(r'(?<="checksum": ")[0-9a-f]{64}(?="\n}\n\Z)')
+
+
+def graph_name(part: str) -> str:
+    """The ONNX file of a part."""
+    return f"{part}.onnx"
 
 
 def sha256(path: Path) -> str:
@@ -247,7 +268,7 @@ def sha256(path: Path) -> str:
 
 
 def _check_types(path: Path, row: dict[str, Any]) -> None:
-    optional: dict[str, type] = {"decoding": dict} if "decoding" in row else {}  # older artifacts have none
+    optional: dict[str, type] = {key: dict for key in _OPTIONAL if key in row}
     for key, kind in {**_PLAIN, **optional, "frontend": dict, "files": dict}.items():
         if key not in row:
             raise ArtifactError(f"{path}: lacks {key!r}: make the artifact again")
@@ -256,10 +277,13 @@ def _check_types(path: Path, row: dict[str, Any]) -> None:
     if row["decoder"] not in DECODERS:
         known = ", ".join(DECODERS)
         raise ArtifactError(f"{path}: decoder {row['decoder']!r} is unknown; this quantasr has {known}: upgrade it")
-    native, ctc = NATIVE in row["files"], row["decoder"] == "ctc"
-    if not native and row["decoder"] == "attention":
-        raise ArtifactError(f"{path}: decoder {row['decoder']!r} needs a model in PyTorch: make the artifact again")
-    for name in (*_REQUIRED, *_COMPUTED[native], *((TOKENIZER,) if ctc else ())):
+    native, steps = NATIVE in row["files"], row["decoder"] in STEP_DECODERS
+    parts = row.get("parts", {})
+    if steps and not native and not parts:
+        raise ArtifactError(f"{path}: decoder {row['decoder']!r} needs parts, and there are none: make it again")
+    computed = [NATIVE, TENSORS] if native else [graph_name(part) for part in parts or (WHOLE,)]
+    text = [TOKENIZER] if row["decoder"] == "ctc" or (steps and not native) else []
+    for name in (*_REQUIRED, *computed, *text):
         if name not in row["files"]:
             raise ArtifactError(f"{path}: lists no {name}: make the artifact again")
     if native and not {"engine", "compute"} <= set(row["provenance"]):
@@ -283,8 +307,9 @@ def _check_files(folder: Path, files: dict[str, Any], verify: bool) -> None:
             raise ArtifactError(f"{path}: differs from its checksum: the artifact is damaged, copy it again")
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.from_dict(_parse_json(folder / TOKENIZER, _read_text(folder / TOKENIZER)))
+def _read_tokenizer(folder: Path, decoder: str) -> Any:
+    kind = step_transcriber(decoder).tokenizer_type if decoder in STEP_DECODERS else Tokenizer
+    return kind.from_dict(_parse_json(folder / TOKENIZER, _read_text(folder / TOKENIZER)))
 
 
 def _checksum_of(text: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from quantasr.artifact import CALIBRATION, FRONTEND_ARRAYS, LAYERS, TOKENIZER, Artifact
 from quantasr.quantize import Prepared
 from quantasr.sources import AsrModel, CtcModel, FrameModel, LatticeModel
+from quantasr.sources.parts_model import PartsModel
 from quantasr.speech.beam import BeamDecoder
 from quantasr.speech.frontend import KaldiFrontend
 from quantasr.speech.manifest import Utterance
@@ -50,6 +51,8 @@ def write_parts(
         lm = model.own_decoder.lm if isinstance(model.own_decoder, BeamDecoder) else None
         if lm is not None:
             shutil.copyfile(lm, folder / _lm_name(lm))
+    if isinstance(model, PartsModel):
+        write_json(folder / TOKENIZER, model.tokenizer.to_dict())
     if isinstance(model, LatticeModel) and model.decoding is not None:
         model.decoding.copy_to(folder)
     if isinstance(model.frontend, KaldiFrontend) and (arrays := model.frontend.arrays()):
@@ -76,14 +79,15 @@ def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: in
         family=model.family,
         decoder=model.decoder,
         padded_batches=model.padded_batches,
-        frame_seconds=model.frame_seconds if isinstance(model, FrameModel) else 0.0,
+        frame_seconds=model.frame_seconds if isinstance(model, FrameModel | PartsModel) else 0.0,
         min_samples=model.min_samples,
         frontend=model.frontend,
-        tokenizer=model.tokenizer if isinstance(model, CtcModel) else None,
+        tokenizer=model.tokenizer if isinstance(model, CtcModel | PartsModel) else None,
         recipe=recipe.to_dict(),
         provenance=provenance,
         parity=parity,
         decoding=_decoding(model),
+        parts={name: part.to_dict() for name, part in model.parts().items()} if isinstance(model, PartsModel) else {},
     )
 
 
@@ -91,6 +95,8 @@ def _decoding(model: AsrModel) -> dict[str, Any]:
     """The options of a search, and its files by the names that they have in the folder; nothing for greedy."""
     if isinstance(model, LatticeModel) and model.decoding is not None:
         return model.decoding.to_dict()
+    if isinstance(model, PartsModel):
+        return model.decoding
     if not isinstance(model, CtcModel) or not isinstance(model.own_decoder, BeamDecoder):
         return {}
     decoder = model.own_decoder

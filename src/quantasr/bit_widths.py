@@ -26,7 +26,7 @@ from quantasr.quantize.layers import KINDS, find_layers
 from quantasr.quantize.prepare import check_fits
 from quantasr.recipes import Recipe
 from quantasr.recipes.recipe import QConfig, Rule
-from quantasr.runtime import LoadedArtifact
+from quantasr.runtime import artifact_of
 from quantasr.sources import AsrModel, load_model
 from quantasr.speech.frontend import noise
 from quantasr.speech.manifest import check_disjoint
@@ -204,4 +204,5 @@ def _notes(prepared: Prepared, unmet: set[str]) -> tuple[str, ...]:
 
 
 def _beside(system: Transcriber, result: EvalResult) -> Beside:
-    return Beside(result, system.artifact.size if isinstance(system, LoadedArtifact) else None)
+    artifact = artifact_of(system)
+    return Beside(result, None if artifact is None else artifact.size)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.artifact import GRAPH, Artifact
+from quantasr.artifact import WHOLE, Artifact, graph_name
 from quantasr.artifact_parts import Waves, describe, write_parts
 from quantasr.atomic import check_target, create
 from quantasr.engines import ENGINES, TORCH, EngineOptions, load_engine
@@ -24,8 +24,10 @@ from quantasr.pipeline_native import NativeOptions, quantize_native
 from quantasr.quantize import Prepared, calibrate, convert, prepare
 from quantasr.quantize.prepare import check_fits
 from quantasr.recipes import Recipe, builtin_names, builtin_recipe
-from quantasr.runtime import EngineAcousticModel
+from quantasr.runtime import EngineAcousticModel, EnginePart
 from quantasr.sources import AsrModel, FrameModel, load_model
+from quantasr.sources.asr_model import Paths
+from quantasr.sources.parts_model import PartsModel, TorchPart
 from quantasr.speech.manifest import Utterance, check_disjoint, read_manifest
 from quantasr.speech.transcript import Waveform
 
@@ -95,7 +97,7 @@ def quantize(
             model, output, utterances, speech, chosen, native, overwrite=overwrite, progress=progress, say=say
         )
 
-    if not isinstance(model, FrameModel):
+    if not isinstance(model, FrameModel | PartsModel):
         raise EngineError(
             f"{model.name}: its decoder ({model.decoder}) runs in its own framework only: "
             f"quantize it with --engine {TORCH}"
@@ -112,25 +114,33 @@ def quantize(
 
 @dataclass(frozen=True)
 class Original:
-    """What the float original gives: its ``graph``, and ``logprobs`` of some ``speech`` to compare others with."""
+    """What the float original gives, which others are compared with.
 
-    graph: Path
+    Its graphs lie in ``folder``; ``logprobs`` are those of some ``speech``, along its own ``paths``.
+    """
+
+    folder: Path
     speech: list[Waveform]
+    paths: Paths
     logprobs: list[NDArray[np.float32]]
     parity: dict[str, Any]
 
     @classmethod
     def of(
-        cls, model: FrameModel, utterances: Sequence[Utterance], scratch: Path, say: Callable[[str], None]
+        cls, model: AsrModel, utterances: Sequence[Utterance], scratch: Path, say: Callable[[str], None]
     ) -> Original:
-        """Export ``model`` into ``scratch``; :class:`ArtifactError` if the graph differs from it."""
+        """Export ``model`` into ``scratch``; :class:`ArtifactError` if the graphs differ from it."""
         say(f"exporting the float graph of {model.name}")
         longest = round(_PARITY_SECONDS * model.sample_rate)
         speech = [u.load(model.sample_rate)[:longest] for u in utterances[:_PARITY_UTTERANCES]]
-        logprobs = model.logprobs(speech)
-        graph = scratch / GRAPH
-        save_graph(export_float(model), graph)
-        return cls(graph, speech, logprobs, {"float": _check_float(model, graph, speech, logprobs).to_dict()})
+        paths = model.paths(speech)
+        logprobs = model.logprobs(speech, paths)
+        model.make_exportable()
+        for name, part in graphs_of(model).items():
+            save_graph(export_float(model, part), scratch / graph_name(name))
+        found = cls(scratch, speech, paths, logprobs, {})
+        found.parity["float"] = _check_float(model, found).to_dict()
+        return found
 
 
 def write_artifact(
@@ -150,21 +160,21 @@ def write_artifact(
     ``utterances`` of ``seconds`` in all are what it was calibrated on, ``heard`` what else it must not be measured on;
     ``provenance`` is added to the artifact's. Raises :class:`ArtifactError` and :class:`EngineError`.
     """
-    assert isinstance(prepared.model, FrameModel)
     model = prepared.model
     parity = dict(original.parity)
 
     def fill(folder: Path) -> None:
         say("exporting the quantized graph")
-        save_graph(export_quantized(prepared), folder / GRAPH)
+        for name, part in graphs_of(model).items():
+            save_graph(export_quantized(prepared, part), folder / graph_name(name))
         say("comparing the graph with its simulation")
-        parity.update(_check_quantized(model, prepared, folder / GRAPH, original))
+        parity.update(_check_quantized(model, prepared, folder, original))
         write_parts(folder, prepared, [row.to_dict() for row in prepared.plan], [*utterances, *heard])
         described = describe(prepared, folder, parity, len(utterances), seconds)
         say("timing the graph against float")
-        graph_bytes, float_bytes = _graph_bytes(folder), _graph_bytes(original.graph.parent)
+        graph_bytes, float_bytes = _graph_bytes(folder), _graph_bytes(original.folder)
         sizes = {"graph_bytes": graph_bytes, "float_graph_bytes": float_bytes, "ratio": graph_bytes / float_bytes}
-        measured = {**sizes, **gain(described, original.graph).to_dict()}
+        measured = {**sizes, **gain(described, original.folder).to_dict()}
         replace(described, provenance=described.provenance | dict(provenance or {}), measured=measured).write_manifest()
 
     create(output, fill, overwrite=overwrite)
@@ -187,11 +197,14 @@ def utterances_of(manifest: Manifest, *, trust: bool = False) -> list[Utterance]
     return read_manifest(manifest, trust=trust) if isinstance(manifest, str | Path) else list(manifest)
 
 
-def _check_float(
-    model: FrameModel, graph: Path, speech: Sequence[Waveform], original: Sequence[NDArray[np.float32]]
-) -> Agreement:
-    """Compare the original with its float graph; :class:`ArtifactError` if they differ."""
-    found = agreement(original, _graph_logprobs(model, graph, "onnxruntime", speech))
+def graphs_of(model: AsrModel) -> dict[str, TorchPart | None]:
+    """What becomes of a model's graphs, by their names; None is the whole of a model that is not in parts."""
+    return dict(model.parts()) if isinstance(model, PartsModel) else {WHOLE: None}
+
+
+def _check_float(model: AsrModel, original: Original) -> Agreement:
+    """Compare the original with its float graphs; :class:`ArtifactError` if they differ."""
+    found = agreement(original.logprobs, _graph_logprobs(model, original.folder, "onnxruntime", original))
     if found.largest_difference > FLOAT_TOLERANCE:
         raise ArtifactError(
             f"{model.name}: the float graph differs from the original by {found.largest_difference:.2g} in log-probs, "
@@ -201,21 +214,20 @@ def _check_float(
 
 
 def _graph_bytes(folder: Path) -> int:
-    """Bytes of a graph and of the weights beside it."""
-    return sum(path.stat().st_size for path in folder.glob(f"{GRAPH}*"))
+    """Bytes of the graphs and of the weights beside them."""
+    return sum(path.stat().st_size for path in folder.glob("*.onnx*"))
 
 
-def _check_quantized(model: FrameModel, prepared: Prepared, graph: Path, original: Original) -> dict[str, Any]:
-    """Compare the quantized graph, on every engine in fp32, with its simulation and with the original."""
-    speech = original.speech
+def _check_quantized(model: AsrModel, prepared: Prepared, folder: Path, original: Original) -> dict[str, Any]:
+    """Compare the quantized graphs, on every engine in fp32, with their simulation and with the original."""
     with prepared.active(Phase.SIMULATE):
-        simulation = model.logprobs(speech)
+        simulation = model.logprobs(original.speech, original.paths)
     rows: dict[str, Any] = {"simulation_to_original": agreement(simulation, original.logprobs).to_dict()}
     wanted = prepared.recipe.engine
     failures = {}
     for engine in ENGINES:
         try:
-            logprobs = _graph_logprobs(model, graph, engine, speech)
+            logprobs = _graph_logprobs(model, folder, engine, original)
         except EngineError as error:
             rows[f"quantized_{engine}"] = {"error": str(error)}
             failures[engine] = str(error)
@@ -233,8 +245,13 @@ def _check_quantized(model: FrameModel, prepared: Prepared, graph: Path, origina
     return rows
 
 
-def _graph_logprobs(
-    model: FrameModel, graph: Path, engine: str, speech: Sequence[Waveform]
-) -> list[NDArray[np.float32]]:
-    acoustic = EngineAcousticModel(load_engine(engine, graph, EngineOptions(compute="fp32")), model.padded_batches)
-    return model.transcriber(acoustic, chunk_seconds=0).logprobs(speech)
+def _graph_logprobs(model: AsrModel, folder: Path, engine: str, original: Original) -> list[NDArray[np.float32]]:
+    options = EngineOptions(compute="fp32")
+    engines = {part: load_engine(engine, folder / graph_name(part), options) for part in graphs_of(model)}
+    if isinstance(model, PartsModel):
+        assert original.paths is not None
+        parts = {part: EnginePart(loaded) for part, loaded in engines.items()}
+        return model.transcriber(parts).logprobs(original.speech, original.paths)
+    assert isinstance(model, FrameModel)
+    acoustic = EngineAcousticModel(engines[WHOLE], model.padded_batches)
+    return model.transcriber(acoustic, chunk_seconds=0).logprobs(original.speech)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
@@ -9,9 +10,10 @@ from typing import Any, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import TORCH, EngineOptions, load_engine
 from quantasr.engines.engine import Engine, frame_feed
+from quantasr.engines.feeds import part_feed
 from quantasr.engines.pages import release_pages
 from quantasr.engines.selection import fastest
 from quantasr.errors import EngineError, RecipeError
@@ -19,7 +21,9 @@ from quantasr.speech.attention import AttentionTranscriber
 from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.frontend import noise
 from quantasr.speech.lattice.transcriber import LatticeTranscriber
-from quantasr.speech.transcript import Waveform
+from quantasr.speech.parts import Arrays
+from quantasr.speech.steps import StepTranscriber, step_transcriber
+from quantasr.speech.transcript import Transcriber, Waveform
 
 
 class EngineAcousticModel:
@@ -57,6 +61,7 @@ class ArtifactTranscriber(CtcTranscriber):
         super().__init__(acoustic, artifact.frontend, artifact.tokenizer, **(defaults | options))
         self.artifact = artifact
         self.engine = engine
+        self.engines = {WHOLE: engine}
 
 
 class LatticeArtifactTranscriber(LatticeTranscriber):
@@ -74,6 +79,17 @@ class LatticeArtifactTranscriber(LatticeTranscriber):
         super().__init__(acoustic, artifact.frontend, **(defaults | options))
         self.artifact = artifact
         self.engine = engine
+        self.engines = {WHOLE: engine}
+
+
+class EnginePart:
+    """A graph on an engine, as a part of a :class:`StepTranscriber`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __call__(self, feed: Arrays) -> dict[str, NDArray[Any]]:
+        return self.engine.run(feed)
 
 
 class SearchingEngine(Engine, Protocol):
@@ -101,24 +117,58 @@ class AttentionArtifactTranscriber(AttentionTranscriber):
         super().__init__(engine.recognise, encode=engine.encode, **(defaults | options))
         self.artifact = artifact
         self.engine = engine
+        self.engines = {WHOLE: engine}
 
 
-LoadedArtifact: TypeAlias = ArtifactTranscriber | LatticeArtifactTranscriber | AttentionArtifactTranscriber
-"""All have an ``artifact`` and an ``engine``."""
+Loaded: TypeAlias = ArtifactTranscriber | LatticeArtifactTranscriber | AttentionArtifactTranscriber | StepTranscriber
+"""All have an ``artifact`` and ``engines``, by the names of its graphs."""
 
 
-def recogniser(artifact: Artifact, engine: Engine, **options: Any) -> LoadedArtifact:
-    """An artifact on an engine; ``options`` are those of the transcriber for its decoder.
+def artifact_of(system: Transcriber) -> Artifact | None:
+    """The artifact that a recogniser was loaded from; None for a model in its own framework."""
+    return getattr(system, "artifact", None)
+
+
+def recogniser(artifact: Artifact, engines: Mapping[str, Engine], **options: Any) -> Loaded:
+    """An artifact with each of its graphs on an engine; ``options`` are those of the transcriber for its decoder.
 
     Raises :class:`quantasr.errors.RecipeError` for a ``grammar`` where there is no decoding graph.
     """
     if "grammar" in options and artifact.decoder != "lattice":
         raise RecipeError(f"{artifact.name}: has no decoding graph: a grammar is for Kaldi and Vosk models")
+    if artifact.parts:
+        return _steps(artifact, engines, **options)
+    (engine,) = engines.values()
     if artifact.decoder == "attention":
         return AttentionArtifactTranscriber(artifact, cast(SearchingEngine, engine), **options)
     if artifact.decoder == "lattice":
         return LatticeArtifactTranscriber(artifact, engine, **options)
     return ArtifactTranscriber(artifact, engine, **options)
+
+
+def _steps(artifact: Artifact, engines: Mapping[str, Engine], **options: Any) -> StepTranscriber:
+    defaults: dict[str, Any] = {
+        "name": f"{artifact.name} [{describe_engines(engines)}]",
+        "frame_seconds": artifact.frame_seconds,
+        "min_samples": artifact.min_samples,
+    }
+    found = step_transcriber(artifact.decoder)(
+        {part: EnginePart(engine) for part, engine in engines.items()},
+        artifact.frontend,
+        artifact.tokenizer,
+        artifact.decoding,
+        **(defaults | options),
+    )
+    found.artifact, found.engines = artifact, engines
+    return found
+
+
+def describe_engines(engines: Mapping[str, Engine]) -> str:
+    """``onnxruntime fp32``, or ``encoder openvino bf16, decoder onnxruntime fp32`` where they are not the same."""
+    named = {part: f"{engine.name} {engine.compute}" for part, engine in engines.items()}
+    if len(set(named.values())) == 1:
+        return next(iter(named.values()))
+    return ", ".join(f"{part} {name}" for part, name in named.items())
 
 
 def load(
@@ -130,14 +180,15 @@ def load(
     verify: bool = True,
     trust: bool = False,
     **options: Any,
-) -> LoadedArtifact:
+) -> Loaded:
     """Load an artifact folder as a recogniser.
 
     ``engine`` and ``compute`` default to the recipe's; ``auto`` measures the engines on this machine once and
-    remembers the fastest. ``trust`` allows a folder to run code while it is read, which only those do that were made
-    of a SpeechBrain model for PyTorch's own int8. ``options`` are those of :class:`CtcTranscriber`, of
-    :class:`AttentionTranscriber`, or of :class:`LatticeTranscriber`: ``decoder``, ``chunk_seconds``, ``batch_size``,
-    ``grammar`` and so on.
+    remembers the fastest, for each part of its own. ``trust`` allows a folder to run code while it is read, which only
+    those do that were made of a SpeechBrain model for PyTorch's own int8. ``options`` are those of
+    :class:`CtcTranscriber`, of :class:`AttentionTranscriber`, of :class:`LatticeTranscriber`, or of a
+    :class:`StepTranscriber`: ``decoder``, ``chunk_seconds``, ``batch_size``, ``grammar``, ``beam_width``, ``language``
+    and so on.
 
     Raises :class:`quantasr.errors.ArtifactError`, :class:`quantasr.errors.EngineError`, or
     :class:`quantasr.errors.ModelLoadError` where trust is needed.
@@ -145,13 +196,17 @@ def load(
     if not isinstance(artifact, Artifact):
         artifact = Artifact.load(artifact, verify=verify)
     if artifact.native:
-        return recogniser(artifact, load_native(artifact, engine, compute, threads, trust=trust), **options)
+        native = load_native(artifact, engine, compute, threads, trust=trust)
+        return recogniser(artifact, {TORCH: native}, **options)
     wanted = EngineOptions(threads, compute or artifact.compute, artifact.round_up)
     name = engine or artifact.engine
-    loaded = fastest(artifact, wanted) if name == "auto" else load_engine(name, artifact.graph, wanted)
-    if artifact.weights is not None:
-        _repack(artifact, loaded, artifact.weights)
-    return recogniser(artifact, loaded, **options)
+    engines: dict[str, Engine] = {}
+    for part, graph in artifact.graphs.items():
+        engines[part] = fastest(artifact, wanted, part) if name == "auto" else load_engine(name, graph, wanted)
+        weights = artifact.weights(part)
+        if weights is not None:
+            _repack(artifact, part, engines[part], weights)
+    return recogniser(artifact, engines, **options)
 
 
 def load_native(
@@ -182,12 +237,15 @@ def load_native(
     return loaded
 
 
-def _repack(artifact: Artifact, engine: Engine, weights: Path) -> None:
+def _repack(artifact: Artifact, part: str, engine: Engine, weights: Path) -> None:
     """Let the engine lay out its weights on the shortest input there is, then let go of the file's copy of them.
 
     Without this the first recording would need both copies and its own activations at the same time: 396 instead of
     340 MB for wav2vec2-base.
     """
-    features = artifact.frontend(noise(artifact.frontend, artifact.min_samples))
-    engine.run(frame_feed(features[None]))
+    row = artifact.parts.get(part, {"inputs": ["features"], "typical": {}})
+    if "features" in row["inputs"] and "time" not in row["typical"]:
+        engine.run(frame_feed(artifact.frontend(noise(artifact.frontend, artifact.min_samples))[None]))
+    else:
+        engine.run(part_feed(row, dict.fromkeys(row["typical"], 2)))
     release_pages(weights)

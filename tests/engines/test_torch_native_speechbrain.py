@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tiny_speechbrain_attention import KINDS, write_attention
 
 import quantasr
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines.torch_native.backends import find_backend
 from quantasr.engines.torch_native.convert import Calibrated, calibrate_native, choose
 from quantasr.errors import ModelLoadError
@@ -161,7 +161,7 @@ _REBUILT = ("gru_beam", "conformer_greedy", "sb-wav2vec2", "sb-crdnn")
 _RUN = """
 import sys, numpy as np
 from pathlib import Path
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.runtime import load_native, recogniser
 wave = np.load("wave.npy")
 for name in sys.argv[1:]:
@@ -169,7 +169,7 @@ for name in sys.argv[1:]:
     engine = load_native(artifact, trust=True)
     rows = engine.model.logprobs([wave])[0]
     np.save(f"{name}.npy", rows)
-    Path(f"{name}.txt").write_text(recogniser(artifact, engine).transcribe([wave])[0].text)
+    Path(f"{name}.txt").write_text(recogniser(artifact, {WHOLE: engine}).transcribe([wave])[0].text)
 """
 
 

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         trust=arguments.trust,
     )
-    found = audit(recogniser.artifact, recogniser.engine, seconds=arguments.seconds)
+    found = audit(recogniser.artifact, next(iter(recogniser.engines.values())), seconds=arguments.seconds)
     if arguments.json:
         artifact = recogniser.artifact
         row = {"name": artifact.name, "recipe": artifact.recipe, "provenance": artifact.provenance}

@@ -7,22 +7,21 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.atomic import write_atomically
 from quantasr.engines import ENGINES, load_engine
 from quantasr.engines.engine import Engine, EngineOptions, frame_feed
+from quantasr.engines.feeds import part_feed
 from quantasr.errors import EngineError
 from quantasr.speech.frontend import noise
+from quantasr.speech.parts import Arrays
 
 _SECONDS = (1.7, 3.1, 6.3)
 """Lengths of the recordings of one round. Each is run twice: recordings come in ever new lengths, windows of long ones
@@ -47,21 +46,21 @@ def cache_file() -> Path:
     return Path(folder) / "engines.json"
 
 
-def fastest(artifact: Artifact, options: EngineOptions) -> Engine:
-    """``artifact`` on the engine, and with the compute type, that runs it fastest on this machine.
+def fastest(artifact: Artifact, options: EngineOptions, part: str = WHOLE) -> Engine:
+    """A graph of ``artifact`` on the engine, and with the compute type, that runs it fastest on this machine.
 
     Measured once for each graph, thread count, CPU and version of the engines; then read from :func:`cache_file`.
     Raises :class:`EngineError` when no engine can run it.
     """
-    key = _key(artifact, options)
+    key = _key(artifact, options, part)
     known = _read(cache_file())
     if system := _remembered(known.get(key), options):
         try:
-            return load_engine(system[0], artifact.graph, replace(options, compute=system[1]))
+            return load_engine(system[0], artifact.graphs[part], replace(options, compute=system[1]))
         except EngineError:
             pass  # it could when it was measured: measure again
-    engines = _load_all(artifact, options)
-    times = measure(artifact, engines)
+    engines = _load_all(artifact.graphs[part], options)
+    times = measure(load_of(artifact, part), engines)
     best = min(times, key=lambda system: times[system])
     rows = {" ".join(system): round(seconds * 1e3, 2) for system, seconds in times.items()}
     _remember({**known, key: {"engine": best[0], "compute": best[1], "milliseconds": rows}})
@@ -81,18 +80,42 @@ def candidates(options: EngineOptions) -> list[tuple[str, EngineOptions]]:
     return found
 
 
-def measure(artifact: Artifact, engines: Mapping[System, Engine]) -> dict[System, float]:
-    """Seconds that each engine takes for a round of recordings of different lengths; interleaved, median of rounds."""
+@dataclass(frozen=True)
+class Load:
+    """What engines are timed with: ``warm`` before, then what ``turn`` gives for each round, each of it twice.
+
+    ``rounds`` is how many rounds the work of 10 s of speech is.
+    """
+
+    warm: Arrays
+    turn: Callable[[int], Sequence[Arrays]]
+    rounds: float
+
+
+def load_of(artifact: Artifact, part: str = WHOLE) -> Load:
+    """Recordings of different lengths for what reads features of any length; the same call again for all else."""
+    row = artifact.parts.get(part, {"inputs": {"features": None}})
+    if "features" in row["inputs"] and "time" not in row.get("typical", {}):
+        return Load(
+            _noise(artifact, 1.0),
+            lambda turn: [_noise(artifact, seconds + turn * _STEP) for seconds in _SECONDS],
+            10.0 / (2 * sum(_SECONDS)),
+        )
+    feed = part_feed(row)
+    return Load(feed, lambda _: [feed], max(1.0, 10.0 * row["calls"]) / 2)
+
+
+def measure(load: Load, engines: Mapping[System, Engine]) -> dict[System, float]:
+    """Seconds that each engine takes for a round of ``load``; interleaved, median of rounds."""
     times: dict[System, list[float]] = {system: [] for system in engines}
     for engine in engines.values():  # the first run of all takes memory and wakes threads
-        _run(engine, _noise(artifact, 1.0))
+        _run(engine, load.warm)
     begin = time.perf_counter()
     for turn in range(_ROUNDS):
         spent = dict.fromkeys(engines, 0.0)
-        for seconds in _SECONDS:
-            features = _noise(artifact, seconds + turn * _STEP)
+        for feed in load.turn(turn):
             for system, engine in engines.items():
-                spent[system] += _run(engine, features) + _run(engine, features)
+                spent[system] += _run(engine, feed) + _run(engine, feed)
         for system, seconds in spent.items():
             times[system].append(seconds)
         if time.perf_counter() - begin > _ENOUGH:
@@ -100,35 +123,36 @@ def measure(artifact: Artifact, engines: Mapping[System, Engine]) -> dict[System
     return {system: median(values) for system, values in times.items()}
 
 
-def _load_all(artifact: Artifact, options: EngineOptions) -> dict[System, Engine]:
+def _load_all(graph: Path, options: EngineOptions) -> dict[System, Engine]:
     """Every candidate that can load the graph; raises :class:`EngineError` when none can."""
     loaded: dict[System, Engine] = {}
     failures = []
     for name, chosen in candidates(options):
         try:
-            loaded[name, chosen.compute] = load_engine(name, artifact.graph, chosen)
+            loaded[name, chosen.compute] = load_engine(name, graph, chosen)
         except EngineError as error:
             failures.append(str(error))
     if not loaded:
-        raise EngineError(f"no engine can run {artifact.graph}: {'; '.join(failures)}")
+        raise EngineError(f"no engine can run {graph}: {'; '.join(failures)}")
     return loaded
 
 
-def _noise(artifact: Artifact, seconds: float) -> NDArray[np.float32]:
-    """Features of noise, ``[1, time(, bins)]``."""
+def _noise(artifact: Artifact, seconds: float) -> Arrays:
+    """Features of noise, ``[1, time(, bins)]``, and their length."""
     front = artifact.frontend
-    return front(noise(front, round(seconds * front.sample_rate)))[None]
+    return frame_feed(front(noise(front, round(seconds * front.sample_rate)))[None])
 
 
-def _run(engine: Engine, features: NDArray[np.float32]) -> float:
+def _run(engine: Engine, feed: Arrays) -> float:
     begin = time.perf_counter()
-    engine.run(frame_feed(features))
+    engine.run(feed)
     return time.perf_counter() - begin
 
 
-def _key(artifact: Artifact, options: EngineOptions) -> str:
+def _key(artifact: Artifact, options: EngineOptions, part: str) -> str:
     engines = [f"{name} {_version(name)}" for name in ENGINES]
-    return " | ".join([artifact.checksum[:16], _cpu(), f"{options.thread_count} threads", options.compute, *engines])
+    named = [artifact.checksum[:16], *([] if part == WHOLE else [part])]
+    return " | ".join([*named, _cpu(), f"{options.thread_count} threads", options.compute, *engines])
 
 
 def _version(package: str) -> str:

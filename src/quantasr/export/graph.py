@@ -23,6 +23,7 @@ from quantasr.numerics.fake_quantize import DOMAIN
 from quantasr.numerics.quantizers import Phase
 from quantasr.quantize.prepare import Prepared
 from quantasr.sources.asr_model import AsrModel, evaluating
+from quantasr.sources.parts_model import TorchPart
 
 _TRACE_OPSET = 20
 OPSET = 21
@@ -35,22 +36,22 @@ _EXTERNAL_ABOVE = 16_000_000
 _CHECKED_BELOW = 1_500_000_000
 
 
-def export_float(model: AsrModel) -> onnx.ModelProto:
-    """The original as a float32 graph; inputs and outputs are those of ``AsrModel.graph``."""
+def export_float(model: AsrModel, part: TorchPart | None = None) -> onnx.ModelProto:
+    """The original as a float32 graph; inputs and outputs are those of ``part``, by default of ``AsrModel.graph``."""
     model.make_exportable()
-    return _finish(_trace(model), model)
+    return _finish(_trace(model, part), model)
 
 
-def export_quantized(prepared: Prepared) -> onnx.ModelProto:
-    """A converted model as a QDQ graph, weights stored as integers."""
-    return finish_quantized(trace_quantized(prepared), prepared)
+def export_quantized(prepared: Prepared, part: TorchPart | None = None) -> onnx.ModelProto:
+    """A converted model, or one ``part`` of it, as a QDQ graph, weights stored as integers."""
+    return finish_quantized(trace_quantized(prepared, part), prepared)
 
 
-def trace_quantized(prepared: Prepared) -> onnx.ModelProto:
+def trace_quantized(prepared: Prepared, part: TorchPart | None = None) -> onnx.ModelProto:
     """A converted model as it is traced: a node of our domain for each quantizer, labelled with its layer's path."""
     prepared.label()
     with prepared.active(Phase.SIMULATE):
-        graph = _trace(prepared.model, custom=None if prepared.recipe.halves else {DOMAIN: 1})
+        graph = _trace(prepared.model, part, custom=None if prepared.recipe.halves else {DOMAIN: 1})
     tidy(graph)
     return graph
 
@@ -80,29 +81,41 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     return len(tensor.raw_data) if tensor.HasField("raw_data") else tensor.ByteSize()
 
 
-def _trace(model: AsrModel, custom: dict[str, int] | None = None) -> onnx.ModelProto:
-    inputs = model.probe(seconds=1.5, batch=2 if model.padded_batches else 1)
-    names = ["features", "lengths"][: len(inputs)]
-    outputs = ["logprobs", "frame_counts"][: len(inputs)]
+def _whole(model: AsrModel) -> TorchPart:
+    """A model that is one graph, as its only part."""
+    count = 2 if model.padded_batches else 1
     axes: dict[str, dict[int, str]] = {
         "features": {0: "batch", 1: "time"},
         "lengths": {0: "batch"},
         "logprobs": {0: "batch", 1: "frames"},
         "frame_counts": {0: "batch"},
     }
-    with tempfile.TemporaryDirectory() as folder, _quiet_exporter(), whole_scopes(model.graph):
+    return TorchPart(
+        model.graph,
+        ("features", "lengths")[:count],
+        ("logprobs", "frame_counts")[:count],
+        axes,
+        lambda: model.probe(seconds=1.5, batch=count),
+    )
+
+
+def _trace(model: AsrModel, part: TorchPart | None, custom: dict[str, int] | None = None) -> onnx.ModelProto:
+    part = part or _whole(model)
+    with tempfile.TemporaryDirectory() as folder, _quiet_exporter(), whole_scopes(part.graph):
         path = Path(folder) / "trace.onnx"
         with evaluating(model.module), torch.inference_mode(False), torch.no_grad():
             try:
                 torch.onnx.export(
-                    model.graph,
-                    inputs,
+                    part.graph,
+                    part.example(),
                     str(path),
                     dynamo=False,
                     opset_version=_TRACE_OPSET,
-                    input_names=names,
-                    output_names=outputs,
-                    dynamic_axes={name: axes[name] for name in names + outputs},
+                    input_names=list(part.inputs),
+                    output_names=list(part.outputs),
+                    dynamic_axes={
+                        name: dict(axes) for name, axes in part.axes.items() if name in part.inputs + part.outputs
+                    },
                     custom_opsets=custom,
                 )
             except RuntimeError as error:  # the exporter's own errors are such too

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import Engine, EngineOptions, load_engine
 from quantasr.engines.selection import candidates
 from quantasr.errors import ArtifactError
@@ -99,7 +99,7 @@ def bench(
     for artifact in artifacts:
         options = EngineOptions(threads, round_up=artifact.round_up)
         for name, chosen, engine in _engines(artifact, options, trust):
-            systems.append(recogniser(artifact, engine, chunk_seconds=0))
+            systems.append(recogniser(artifact, {WHOLE: engine}, chunk_seconds=0))
             labels.append(f"{artifact.name} {name} {chosen}")
             sizes.append(artifact.size)
             asked = [] if artifact.native else ["--engine", name, "--compute", chosen]

@@ -14,7 +14,7 @@ from quantasr.atomic import write_atomically
 from quantasr.errors import AudioError, ManifestError
 from quantasr.measure.faults import advise
 from quantasr.progress import track
-from quantasr.runtime import LoadedArtifact
+from quantasr.runtime import artifact_of
 from quantasr.speech.audio import describe_faults
 from quantasr.speech.manifest import Utterance, read_manifest, require_texts
 from quantasr.speech.manifest.fingerprint import check_not_among
@@ -181,8 +181,8 @@ def evaluate_systems(
     require_texts(utterances)
     find_normalizer(normalizer)
     for system in systems:
-        if isinstance(system, LoadedArtifact):
-            artifact = system.artifact
+        artifact = artifact_of(system)
+        if artifact is not None:
             heard = "calibration and training speech" if "training" in artifact.provenance else "calibration speech"
             check_not_among(artifact.calibration(), utterances, f"{heard} of {artifact.name}")
     used: list[Utterance] = []

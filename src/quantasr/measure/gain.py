@@ -9,7 +9,7 @@ from typing import Any
 from quantasr.artifact import Artifact
 from quantasr.engines import ENGINES, load_engine
 from quantasr.engines.engine import Engine, EngineOptions
-from quantasr.engines.selection import System, candidates, measure
+from quantasr.engines.selection import System, candidates, load_of, measure
 from quantasr.errors import EngineError
 
 _TIE = 1.03  # measured in a second or two on a machine that does other things as well
@@ -43,12 +43,25 @@ class Gain:
         }
 
 
-def gain(artifact: Artifact, float_graph: Path) -> Gain:
-    """Time both graphs on every engine that the recipe allows, interleaved in one run.
+def gain(artifact: Artifact, floats: Path) -> Gain:
+    """Time the artifact and the float graphs in the folder ``floats``, on every engine that the recipe allows.
 
-    Raises :class:`EngineError` when no engine takes one of them.
+    Interleaved in one run; of a recogniser in parts each is weighed with its work in 10 s of speech, and the systems
+    named are those of the part that takes longest. Raises :class:`EngineError` when no engine takes one of them.
     """
-    graphs = {"artifact": artifact.graph, "float": float_graph}
+    best = {part: _best(artifact, part, graph, floats / graph.name) for part, graph in artifact.graphs.items()}
+    rounds = {part: load_of(artifact, part).rounds for part in best}
+    seconds = {
+        label: {part: rounds[part] * found[label][1] for part, found in best.items()} for label in ("artifact", "float")
+    }
+    longest = max(best, key=lambda part: seconds["float"][part])
+    whole = {label: sum(times.values()) for label, times in seconds.items()}
+    return Gain(whole["artifact"] / whole["float"], best[longest]["artifact"][0], best[longest]["float"][0])
+
+
+def _best(artifact: Artifact, part: str, quantized: Path, original: Path) -> dict[str, tuple[System, float]]:
+    """The fastest engine, and its seconds for a round, of a part as ``artifact`` and as ``float``."""
+    graphs = {"artifact": quantized, "float": original}
     engines: dict[System, Engine] = {}
     for label, graph in graphs.items():
         for name, options in candidates(EngineOptions(0, artifact.compute, artifact.round_up)):
@@ -58,12 +71,12 @@ def gain(artifact: Artifact, float_graph: Path) -> Gain:
                 engines[f"{label} {name}", options.compute] = load_engine(name, graph, options)
             except EngineError:
                 continue  # parity has already said which engines take the graph
-    times = measure(artifact, engines)
-    best: dict[str, System] = {}
+    times = measure(load_of(artifact, part), engines)
+    best: dict[str, tuple[System, float]] = {}
     for label in graphs:
         found = {system: seconds for system, seconds in times.items() if system[0].startswith(f"{label} ")}
         if not found:
             raise EngineError(f"{graphs[label]}: none of {', '.join(ENGINES)} can run it in {artifact.compute}")
-        best[label] = min(found, key=lambda system: found[system])
-    named = {label: (name.split(" ")[1], compute) for label, (name, compute) in best.items()}
-    return Gain(times[best["artifact"]] / times[best["float"]], named["artifact"], named["float"])
+        (name, compute), seconds = min(found.items(), key=lambda row: row[1])
+        best[label] = (name.split(" ")[1], compute), seconds
+    return best

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quantasr.errors import AudioError, ManifestError, RecipeError
 from quantasr.measure.evaluate import EvalResult, Evaluation, load_batch
 from quantasr.progress import track
-from quantasr.runtime import LoadedArtifact
+from quantasr.runtime import artifact_of
 from quantasr.speech.lattice.lattice import Lattice
 from quantasr.speech.lattice.transcriber import LatticeTranscriber
 from quantasr.speech.manifest import Utterance, check_disjoint
@@ -156,10 +156,9 @@ def search_weights(
         if not utterances:
             raise ManifestError("there are no utterances to score: give some")
         require_texts(utterances)
-    if isinstance(recogniser, LoadedArtifact):
-        check_not_among(
-            recogniser.artifact.calibration(), evaluation, f"calibration speech of {recogniser.artifact.name}"
-        )
+    artifact = artifact_of(recogniser)
+    if artifact is not None:
+        check_not_among(artifact.calibration(), evaluation, f"calibration speech of {artifact.name}")
     if tuning is not None:
         check_disjoint(tuning, evaluation, "tuning")
     asked = list(dict.fromkeys([*grid, own]))

@@ -21,11 +21,11 @@ class TorchPart:
     """One part in PyTorch, and all that makes a graph of it.
 
     ``graph`` is called with the tensors of ``inputs``, in order, and gives those of ``outputs``, in order (a tuple, or
-    one tensor). It holds submodules of the model's ``module``, so that quantizers attached there act here. ``axes`` names
-    the axes of each input and output whose lengths vary; ``example`` gives arguments to trace it with, their batch and
-    other varying lengths neither 0 nor 1. ``typical`` are the lengths of the axes in one call while speech is decoded, by
-    their names (1 where it names none), and ``calls`` the calls per second of speech, 0 for one in each recording:
-    what times and shares of work are weighed with.
+    one tensor). It holds submodules of the model's ``module``, best under the same paths, so that quantizers attached
+    there act here. ``axes`` names the axes of each input and output whose lengths vary; ``example`` gives arguments to
+    trace it with, their varying lengths neither 0 nor 1. ``typical`` are the lengths of the axes in one call while
+    speech is decoded, by their names (1 where it names none), and ``calls`` the calls in a second of speech, 0 for one
+    in each recording: what times and shares of work are weighed with.
     """
 
     graph: nn.Module
@@ -42,6 +42,15 @@ class TorchPart:
             found = self.graph(*(torch.from_numpy(feed[name]) for name in self.inputs))
         tensors = (found,) if isinstance(found, Tensor) else found
         return {name: tensor.numpy() for name, tensor in zip(self.outputs, tensors, strict=True)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its row in ``artifact.json``; see :attr:`quantasr.artifact.Artifact.parts`."""
+        inputs = {}
+        for name, tensor in zip(self.inputs, self.example(), strict=True):
+            named = self.axes.get(name, {})
+            shape = [named.get(axis, size) for axis, size in enumerate(tensor.shape)]
+            inputs[name] = {"type": str(tensor.dtype).removeprefix("torch."), "shape": shape}
+        return {"inputs": inputs, "typical": dict(self.typical), "calls": self.calls}
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,18 +15,42 @@ from quantasr.errors import AudioError, RecipeError
 from quantasr.speech.frames import BLOCK_SECONDS, check_waves
 from quantasr.speech.frontend import Frontend
 from quantasr.speech.parts import Parts
+from quantasr.speech.tokenizer import Tokenizer
 from quantasr.speech.transcript import Transcript, Waveform
+
+STEP_DECODERS = {
+    "attention": "quantasr.speech.seq2seq:SearchTranscriber",
+    "transducer": "quantasr.speech.transducer:TransducerTranscriber",
+    "whisper": "quantasr.speech.whisper:WhisperTranscriber",
+}
+"""Names of the searches that go step by step, and their classes, imported when one is used."""
+
+
+def step_transcriber(decoder: str) -> type[StepTranscriber]:
+    """The class of the search called ``decoder``."""
+    module, _, name = STEP_DECODERS[decoder].partition(":")
+    found: type[StepTranscriber] = getattr(import_module(module), name)
+    return found
 
 
 class StepTranscriber(ABC):
     """A :class:`~quantasr.speech.transcript.Transcriber` around the parts of a model and a search of ours.
 
-    The parts may be in PyTorch or on engines: the search is the same. Recordings shorter than ``min_samples`` are filled
-    up with zeros. ``frame_seconds`` is the time between two frames of the encoder's output.
+    The parts may be in PyTorch or on engines: the search is the same. Recordings shorter than ``min_samples`` are
+    filled up with zeros. ``frame_seconds`` is the time between two frames of the encoder's output.
     """
 
     decoder: ClassVar[str]
-    """Its name among :data:`quantasr.artifact.DECODERS`."""
+    """Its name in :data:`STEP_DECODERS`."""
+
+    tokenizer_type: ClassVar[Any] = Tokenizer
+    """The class of its tokenizer, with ``to_dict`` and ``from_dict``."""
+
+    artifact: Any = None
+    """Where its parts come from, if they are graphs."""
+
+    engines: Mapping[str, Any] = {}
+    """What the parts run on, by their names, if they are graphs."""
 
     def __init__(
         self,
