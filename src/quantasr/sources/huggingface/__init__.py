@@ -1,4 +1,4 @@
-"""Hugging Face Transformers CTC models (``AutoModelForCTC``) as an :class:`CtcModel`."""
+"""Hugging Face Transformers models: CTC (``AutoModelForCTC``) as an :class:`CtcModel`, Whisper as its parts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.asr_model import CtcModel
+from quantasr.sources.asr_model import AsrModel, CtcModel
 from quantasr.sources.huggingface.graph import CtcGraph, adapter_layers, frames_adapted
 from quantasr.sources.huggingface.library import load_errors, quiet, require_transformers
 from quantasr.sources.huggingface.skeleton import SKELETON, files_of, mask_time
 from quantasr.sources.huggingface.tokenizer import read_tokenizer
-from quantasr.sources.wav2vec2.masking import fresh_embedding, guard_masking
+from quantasr.sources.huggingface.weights import load_weights
+from quantasr.sources.wav2vec2.masking import guard_masking
 from quantasr.sources.wav2vec2.rewrites import rewrite
 from quantasr.speech.frontend import FbankFrontend, Frontend, WaveFrontend, frontend_from_dict
 from quantasr.speech.tokenizer import Tokenizer
@@ -30,6 +30,7 @@ FAMILIES = {
     "data2vec-audio": "wav2vec2",
     "wav2vec2-bert": "wav2vec2_bert",
 }
+WHISPER = "whisper"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -39,8 +40,8 @@ def recognises(where: str) -> bool:
     return (path / "config.json").is_file() if path.exists() else bool(_HUB_ID.fullmatch(where))
 
 
-def load(where: str, *, revision: str | None = None, trust: bool = False) -> CtcModel:
-    """Load a CTC model with its feature extractor and tokenizer.
+def load(where: str, *, revision: str | None = None, trust: bool = False) -> AsrModel:
+    """Load a CTC model or a Whisper with its feature extractor and tokenizer.
 
     Weights come from safetensors; a folder that has only pickled weights needs ``trust``. Raises
     :class:`ModelLoadError` when anything is missing, of another kind, or not finite.
@@ -53,10 +54,13 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
     hub = {"revision": revision} if revision else {}
     with load_errors(where), quiet():
         config = transformers.AutoConfig.from_pretrained(where, **hub)
+    if config.model_type == WHISPER:
+        from quantasr.sources.huggingface.whisper import load_whisper
+
+        return load_whisper(where, config, hub, trust=trust)
     if config.model_type not in FAMILIES:
-        raise ModelLoadError(
-            f"{where}: model_type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
-        )
+        known = ", ".join((*FAMILIES, WHISPER))
+        raise ModelLoadError(f"{where}: model_type {config.model_type!r} is not supported; supported are {known}")
     if config.vocab_size is None or not any(name.endswith("ForCTC") for name in config.architectures or ["ForCTC"]):
         raise ModelLoadError(
             f"{where}: {(config.architectures or ['the model'])[0]} has no CTC head: fine-tune it for CTC first"
@@ -64,8 +68,8 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
     with load_errors(where), quiet():
         extractor = transformers.AutoFeatureExtractor.from_pretrained(where, **hub)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **hub)
-        module = _load_weights(where, config, hub, trust)
-    _check_weights(where, module)
+        kind = transformers.AutoModelForCTC
+        module = load_weights(where, kind, config, hub, trust=trust, trained_for="fine-tuned for CTC")
     frontend = _frontend(where, extractor)
     # A group norm runs over time: padding would change it, so such models get no mask, whatever their processor says.
     grouped = getattr(config, "feat_extract_norm", "layer") == "group"
@@ -83,14 +87,19 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
     return _assemble(name, module, frontend, read_tokenizer(where, tokenizer, config.vocab_size), padded, provenance)
 
 
-def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
-    """The model whose :attr:`CtcModel.files` lie in ``folder``, with random weights; transformers is needed."""
+def rebuild(folder: Path, *, trust: bool = False) -> AsrModel:
+    """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights; transformers is needed."""
     require_transformers(str(folder))
     import transformers
 
     row = json.loads((folder / SKELETON).read_text("utf-8"))
     with load_errors(str(folder)), quiet():
         config = transformers.AutoConfig.from_pretrained(folder)
+    if config.model_type == WHISPER:
+        from quantasr.sources.huggingface.whisper import rebuild_whisper
+
+        return rebuild_whisper(folder, config, row)
+    with load_errors(str(folder)), quiet():
         module = transformers.AutoModelForCTC.from_config(config, attn_implementation="eager", dtype=torch.float32)
     return _assemble(
         row["name"],
@@ -122,38 +131,6 @@ def _assemble(
         provenance=provenance,
         files=files,
     )
-
-
-def _load_weights(where: str, config: Any, hub: dict[str, Any], trust: bool) -> nn.Module:
-    import transformers
-
-    # The eager attention is the one whose two products are plain matrix products, in the simulation and the graph.
-    options: dict[str, Any] = {"config": config, "attn_implementation": "eager", "dtype": torch.float32, **hub}
-    folder = Path(where)
-    if folder.is_dir() and not trust and not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
-        raise ModelLoadError(
-            f"{where}: has only pickled weights, which can run code when read: convert them, or allow with --trust"
-        )
-    module, info = transformers.AutoModelForCTC.from_pretrained(
-        where, use_safetensors=None if trust else True, output_loading_info=True, **options
-    )
-    # SpecAugment's embedding is for training alone, so many published checkpoints lack it.
-    missing = [key for key in info["missing_keys"] if not key.endswith("masked_spec_embed")]
-    if missing:
-        raise ModelLoadError(
-            f"{where}: {len(missing)} weights are missing, the first is {sorted(missing)[0]}: is it fine-tuned for CTC?"
-        )
-    for key in set(info["missing_keys"]) - set(missing):
-        embedding = module.get_parameter(key)
-        embedding.data = fresh_embedding(len(embedding))  # transformers' own is another one every time
-    loaded: nn.Module = module.eval()
-    return loaded
-
-
-def _check_weights(where: str, module: nn.Module) -> None:
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelLoadError(f"{where}: weight {name} has NaN or infinite values: the checkpoint is broken")
 
 
 def _frontend(where: str, extractor: Any) -> Frontend:

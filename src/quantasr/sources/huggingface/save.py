@@ -17,8 +17,9 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    *("merges.txt", "normalizer.json"),  # Whisper's
 )
-"""What a CTC tokenizer consists of, some of them here and some there."""
+"""What a tokenizer consists of, some of them here and some there."""
 
 _OTHERS = (
     *("preprocessor_config.json", "processor_config.json", "feature_extractor_config.json"),

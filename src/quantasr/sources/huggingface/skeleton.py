@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Protocol
 
 from quantasr.sources.wav2vec2.masking import set_time_masking
 from quantasr.speech.frontend import Frontend
-from quantasr.speech.tokenizer import Tokenizer
 
 SKELETON = "huggingface.json"
 _CONFIG = "config.json"
 
 
+class _Described(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 def files_of(
-    name: str, module: Any, frontend: Frontend, tokenizer: Tokenizer, padded: bool, provenance: dict[str, Any]
+    name: str,
+    module: Any,
+    frontend: Frontend,
+    tokenizer: _Described,
+    padded: bool,
+    provenance: dict[str, Any],
+    **more: Any,
 ) -> dict[str, bytes]:
-    """Name -> content."""
+    """Name -> content; ``more`` is what a kind of model needs besides."""
     skeleton = {
         "name": name,
         "frontend": frontend.to_dict(),
         "tokenizer": tokenizer.to_dict(),
         "padded_batches": padded,
         "provenance": provenance,
+        **more,
     }
     return {
         _CONFIG: _config_of(module),
