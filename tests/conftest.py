@@ -147,10 +147,13 @@ def tiny_model(
 ) -> Callable[[str], Path]:
     """Where the tiny model of a name, of whichever source, was saved; SpeechBrain's need trust."""
     import tiny_hf
+    import tiny_nemo
 
     def place(name: str) -> Path:
         if name.startswith("sb-"):
             return tiny_speechbrain_folder(name)
-        return (tiny_hf_folder if name in tiny_hf.VARIANTS else tiny_nemo_file)(name)
+        if name in tiny_hf.VARIANTS:
+            return tiny_hf_folder(name)
+        return tiny_nemo.ctc(tiny_nemo_file(name))
 
     return place

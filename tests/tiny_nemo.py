@@ -191,6 +191,18 @@ HYBRIDS: dict[str, tuple[str, bool]] = {
 NOT_RUN_BY_NEMO = ("conformer-vggnet", "conformer-conv1d", "fastconformer-conv1d")
 """NeMo 3.0.0 builds and saves these, but its masked subsampling raises on their layers."""
 
+TRANSDUCERS: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "rnnt": ("fastconformer", False, {}),
+    "rnnt-deep": ("conformer", True, {"layers": 2}),
+    "rnnt-citrinet": ("citrinet", True, {}),
+    "stateless": ("fastconformer", True, {"context": 2}),
+    "stateless-one": ("fastconformer", True, {"context": 1}),
+    "tdt": ("fastconformer", True, {"layers": 2, "durations": [0, 1, 2, 3, 4]}),
+    "tdt-gaps": ("conformer", True, {"durations": [0, 1, 2, 4, 8], "activation": "tanh"}),
+    "hybrid-tdt": ("fastconformer", True, {"durations": [0, 1, 2, 3, 4], "hybrid": True}),
+}
+"""Name -> the encoder that it has, whether its tokens are SentencePiece's, and what its transducer is like."""
+
 VARIANTS: tuple[str, ...] = (*(name for name in ENCODERS if name not in NOT_RUN_BY_NEMO), *HYBRIDS)
 """Names of models that NeMo itself runs; :func:`save` and :func:`build` know NOT_RUN_BY_NEMO besides."""
 
@@ -220,6 +232,8 @@ def sentencepiece_folder(folder: Path, vocab_size: int = 48, **options: Any) -> 
 def config(name: str, tokenizer: Path | None = None, **changes: Any) -> dict[str, Any]:
     """The ``model`` section of the variant called ``name``; ``changes`` replace whole entries of it."""
     encoder_name, bpe = HYBRIDS.get(name, (name, name in _BPE))
+    if name in TRANSDUCERS:
+        encoder_name, bpe, options = TRANSDUCERS[name]
     row: dict[str, Any] = {
         "sample_rate": 16000,
         "preprocessor": dict(_MEL),
@@ -234,28 +248,58 @@ def config(name: str, tokenizer: Path | None = None, **changes: Any) -> dict[str
         row["labels"] = list(LABELS)
         row["decoder"] |= {"vocabulary": list(LABELS), "num_classes": len(LABELS)}
     if name in HYBRIDS:
-        row |= _transducer(row)
+        row |= _transducer(row, hybrid=True)
+    elif name in TRANSDUCERS:
+        row |= _transducer(row, **options)
     return {**row, **changes}
 
 
-def _transducer(row: dict[str, Any]) -> dict[str, Any]:
-    """What a hybrid model has besides: its main head is a transducer, the CTC head is the second one."""
+def _transducer(
+    row: dict[str, Any],
+    *,
+    hybrid: bool = False,
+    layers: int = 1,
+    context: int = 0,
+    durations: list[int] | None = None,
+    activation: str = "relu",
+) -> dict[str, Any]:
+    """A transducer's sections; in a hybrid the CTC head is the second one. ``context`` tokens instead of an LSTM."""
+    found = _rnnt(row, layers, activation)
+    if hybrid:
+        ctc = {"ctc_loss_weight": 0.3, "decoder": row["decoder"], "decoding": {"strategy": "greedy"}}
+        found["aux_ctc"] = ctc
+    if context:
+        found["decoder"] = {
+            "_target_": "nemo.collections.asr.modules.StatelessTransducerDecoder",
+            "context_size": context,
+            "normalization_mode": "layer" if context > 1 else None,
+            "prednet": {"pred_hidden": 12, "dropout": 0.0},
+        }
+    if durations:
+        found["model_defaults"] |= {"tdt_durations": durations, "num_tdt_durations": len(durations)}
+        found["joint"]["num_extra_outputs"] = len(durations)
+        found["decoding"] |= {"model_type": "tdt", "durations": durations}
+        found["loss"] = {"loss_name": "tdt", "tdt_kwargs": {"durations": durations, "sigma": 0.02}}
+    return found
+
+
+def _rnnt(row: dict[str, Any], layers: int, activation: str) -> dict[str, Any]:
+    width = row["encoder"]["d_model"] if "d_model" in row["encoder"] else row["encoder"]["jasper"][-1]["filters"]
     return {
-        "aux_ctc": {"ctc_loss_weight": 0.3, "decoder": row["decoder"], "decoding": {"strategy": "greedy"}},
-        "model_defaults": {"enc_hidden": row["encoder"]["d_model"], "pred_hidden": 12, "joint_hidden": 12},
+        "model_defaults": {"enc_hidden": width, "pred_hidden": 12, "joint_hidden": 12},
         "decoder": {
             "_target_": "nemo.collections.asr.modules.RNNTDecoder",
             "normalization_mode": None,
             "random_state_sampling": False,
             "blank_as_pad": True,
-            "prednet": {"pred_hidden": 12, "pred_rnn_layers": 1, "t_max": None, "dropout": 0.0},
+            "prednet": {"pred_hidden": 12, "pred_rnn_layers": layers, "t_max": None, "dropout": 0.0},
         },
         "joint": {
             "_target_": "nemo.collections.asr.modules.RNNTJoint",
             "log_softmax": None,
             "preserve_memory": False,
             "fuse_loss_wer": False,
-            "jointnet": {"joint_hidden": 12, "activation": "relu", "dropout": 0.0},
+            "jointnet": {"joint_hidden": 12, "activation": activation, "dropout": 0.0},
         },
         "decoding": {"strategy": "greedy_batch", "greedy": {"max_symbols": 10}},
         "loss": {"loss_name": "default", "warprnnt_numba_kwargs": {"fastemit_lambda": 0.0, "clamp": -1.0}},
@@ -269,7 +313,7 @@ def model_class(row: dict[str, Any]) -> Any:
     bpe = "tokenizer" in row
     if "aux_ctc" in row:
         return models.EncDecHybridRNNTCTCBPEModel if bpe else models.EncDecHybridRNNTCTCModel
-    if row["decoder"]["_target_"].endswith("RNNTDecoder"):
+    if "joint" in row:
         return models.EncDecRNNTBPEModel if bpe else models.EncDecRNNTModel
     return models.EncDecCTCModelBPE if bpe else models.EncDecCTCModel
 
@@ -316,10 +360,27 @@ def spread_tokens(model: Any) -> None:
     features, frames = model.preprocessor(input_signal=padded, length=lengths)
     encoded, counts = model.encoder(audio_signal=features, length=frames)
     rows = torch.cat([row[:, :count].T for row, count in zip(encoded, counts.tolist(), strict=True)])
+    if hasattr(model, "joint"):
+        spread_joint(model.joint, rows)
+        if not hasattr(model, "ctc_decoder"):
+            return
     head = (model.ctc_decoder if hasattr(model, "ctc_decoder") else model.decoder).decoder_layers[0]
     weight = torch.randn(head.weight.shape[:2]) / (rows.std(0) + 1e-3) / len(rows[0]) ** 0.5 * 3
     head.weight.copy_(weight[..., None])
     head.bias.copy_(torch.randn(len(weight)) - weight @ rows.mean(0))
+
+
+def spread_joint(joint: Any, rows: torch.Tensor) -> None:
+    """Let a random joint give blanks in two of three frames, and many different tokens in the others."""
+    weight = torch.randn(joint.enc.weight.shape) / (rows.std(0) + 1e-3) / len(rows[0]) ** 0.5 * 2
+    joint.enc.weight.copy_(weight)
+    joint.enc.bias.copy_(-weight @ rows.mean(0))
+    joint.pred.weight.mul_(4)
+    last = joint.joint_net[-1]
+    last.weight.normal_(0, 1)
+    scores = joint.joint_net(joint.enc(rows))
+    blank = joint.num_classes_with_blank - 1 - joint.num_extra_outputs
+    last.bias[blank] += (scores[:, :blank].max(1).values - scores[:, blank]).quantile(0.66)
 
 
 def save(name: str, folder: Path, pieces: Path | None = None, **changes: Any) -> Path:
@@ -328,6 +389,11 @@ def save(name: str, folder: Path, pieces: Path | None = None, **changes: Any) ->
     path = folder / f"{name}.nemo"
     build(name, folder, pieces, **changes).save_to(str(path))
     return path
+
+
+def ctc(path: Path) -> Path:
+    """Where the CTC model in a file is: of a hybrid only its CTC head."""
+    return Path(f"{path}#ctc") if path.stem in HYBRIDS else path
 
 
 def original(path: Path) -> Any:

@@ -50,7 +50,7 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="module", params=tiny_nemo.VARIANTS)
 def pair(request: pytest.FixtureRequest, tiny_nemo_file: Callable[[str], Path]) -> Pair:
     file = tiny_nemo_file(request.param)
-    return Pair(request.param, load_model(file), tiny_nemo.original(file))
+    return Pair(request.param, load_model(tiny_nemo.ctc(file)), tiny_nemo.original(file))
 
 
 def test_features_are_the_originals(pair: Pair) -> None:

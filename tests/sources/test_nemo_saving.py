@@ -30,7 +30,7 @@ def _train(model: Any) -> None:
 
 @pytest.mark.parametrize("name", ["quartznet", "citrinet", "fastconformer", "hybrid-bpe"])
 def test_a_trained_model_is_restored_by_nemo(name: str, tiny_nemo_file: Callable[[str], Path], tmp_path: Path) -> None:
-    model: Any = load_model(tiny_nemo_file(name))
+    model: Any = load_model(tiny_nemo.ctc(tiny_nemo_file(name)))
     before = model.logprobs(SPEECH)
     _train(model)
     trained = model.logprobs(SPEECH)
@@ -38,8 +38,9 @@ def test_a_trained_model_is_restored_by_nemo(name: str, tiny_nemo_file: Callable
     model.save(tmp_path / "tuned.nemo")
     model.save(tmp_path / "folder")
 
+    head = "#ctc" if name.startswith("hybrid") else ""
     for place in ("tuned.nemo", "folder"):
-        again: Any = load_model(tmp_path / place)
+        again: Any = load_model(f"{tmp_path / place}{head}")
         for a, b in zip(trained, again.logprobs(SPEECH), strict=True):
             np.testing.assert_array_equal(a, b)
         assert again.tokenizer == model.tokenizer and again.frontend == model.frontend
@@ -58,7 +59,7 @@ def test_a_trained_model_is_restored_by_nemo(name: str, tiny_nemo_file: Callable
 
 def test_all_else_in_the_file_is_as_it_was(tiny_nemo_file: Callable[[str], Path], tmp_path: Path) -> None:
     file = tiny_nemo_file("hybrid-bpe")
-    load_model(file).save(tmp_path / "again.nemo")
+    load_model(tiny_nemo.ctc(file)).save(tmp_path / "again.nemo")
     before, after = tiny_nemo.contents(file), tiny_nemo.contents(tmp_path / "again.nemo")
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} <= {"model_weights.ckpt"}

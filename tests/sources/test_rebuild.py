@@ -40,7 +40,7 @@ def test_a_hugging_face_model(name: str, tiny_hf_folder: Callable[[str], Path], 
 
 @pytest.mark.parametrize("name", ["quartznet", "citrinet", "conformer", "fastconformer-local", "hybrid-bpe"])
 def test_a_nemo_model(name: str, tiny_nemo_file: Callable[[str], Path], tmp_path: Path) -> None:
-    model = load_model(tiny_nemo_file(name))
+    model = load_model(tiny_nemo.ctc(tiny_nemo_file(name)))
     _check(model, _again(model, tmp_path))
 
 

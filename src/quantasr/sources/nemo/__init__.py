@@ -1,4 +1,7 @@
-"""NVIDIA NeMo models with a CTC head (a ``.nemo`` file) as an :class:`CtcModel`."""
+"""NVIDIA NeMo models (a ``.nemo`` file): with a CTC head as a :class:`CtcModel`, transducers as a :class:`PartsModel`.
+
+A hybrid has both heads: it is a transducer with its CTC head beside it, and with ``#ctc`` behind its name a CTC model.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
 from quantasr.sources.asr_model import CtcModel
@@ -20,8 +23,12 @@ from quantasr.sources.nemo.module import NemoModel, build, fill, fits, require_n
 from quantasr.sources.nemo.rewrites import rewrite
 from quantasr.sources.nemo.skeleton import PIECES, SKELETON, config_of, files_of
 from quantasr.sources.nemo.tokenizer import read_sentencepiece, read_tokenizer
+from quantasr.sources.nemo.transducer import TransducerModel, WholeTransducer, decoding_of
 from quantasr.speech.frontend import LogMelFrontend
 from quantasr.speech.tokenizer import Tokenizer
+
+CTC_ONLY = "#ctc"
+"""Behind the place of a hybrid model: its CTC head alone, as a :class:`CtcModel`."""
 
 # NVIDIA's names on its own hub and its models on Hugging Face's.
 _PRETRAINED = re.compile(r"nvidia/[\w.-]+|(?:[\w.-]+/)?stt_[\w.-]+|(?:QuartzNet|Jasper)[\w.-]+")
@@ -29,26 +36,28 @@ _PRETRAINED = re.compile(r"nvidia/[\w.-]+|(?:[\w.-]+/)?stt_[\w.-]+|(?:QuartzNet|
 
 def recognises(where: str) -> bool:
     """Whether ``where`` is a ``.nemo`` file, a folder that one was unpacked into, or one of NVIDIA's model names."""
+    where = where.removesuffix(CTC_ONLY)
     path = Path(where)
     if path.is_dir():
         return (path / CONFIG).is_file()
     return where.endswith(".nemo") or (not path.exists() and _PRETRAINED.fullmatch(where) is not None)
 
 
-def load(where: str, *, revision: str | None = None, trust: bool = False) -> CtcModel:
-    """Load a CTC model with its features and tokens.
+def load(where: str, *, revision: str | None = None, trust: bool = False) -> CtcModel | TransducerModel:
+    """Load a CTC model or a transducer with its features and tokens; of a hybrid with ``#ctc`` behind it, its CTC half.
 
     Nothing in the file is executed, whatever ``trust`` says: NeMo's own ``restore_from`` is not used. Raises
     :class:`ModelLoadError` when anything is missing, of another kind, or not finite.
     """
     version = require_nemo(where)
+    where, ctc = where.removesuffix(CTC_ONLY), where.endswith(CTC_ONLY)
     place = where if Path(where).exists() else str(download(where, revision))
     with open_archive(place) as archive:
-        config = read_config(where, archive.read(CONFIG))
+        config = read_config(where, archive.read(CONFIG), ctc=ctc)
         tokenizer, pieces = read_tokenizer(archive, config), read_sentencepiece(archive, config)
         state = archive.weights()
     module = build(where, config, len(tokenizer) - 1)
-    fill(where, module, config.head, state)
+    fill(where, module, config, state)
     _check_features(where, config.frontend, state)
     provenance = {
         "source": "nemo",
@@ -63,8 +72,8 @@ def load(where: str, *, revision: str | None = None, trust: bool = False) -> Ctc
     return _assemble(name, config, module, tokenizer, pieces, provenance)
 
 
-def rebuild(folder: Path, *, trust: bool = False) -> CtcModel:
-    """The model whose :attr:`CtcModel.files` lie in ``folder``, with random weights; NeMo is needed."""
+def rebuild(folder: Path, *, trust: bool = False) -> CtcModel | TransducerModel:
+    """The model whose :attr:`AsrModel.files` lie in ``folder``, with random weights; NeMo is needed."""
     row = json.loads((folder / SKELETON).read_text("utf-8"))
     config = config_of(row)
     pieces = (folder / PIECES).read_bytes() if (folder / PIECES).is_file() else None
@@ -80,30 +89,33 @@ def _assemble(
     tokenizer: Tokenizer,
     pieces: bytes | None,
     provenance: dict[str, Any],
-) -> CtcModel:
-    graph = CtcGraph(module)
+) -> CtcModel | TransducerModel:
+    graph = CtcGraph(module) if config.transducer is None else WholeTransducer(module)
     factor = subsampling_factor(module, config)
     with fits(provenance["model"], config):
         min_samples = _min_samples(graph, config.frontend, factor)
-    return CtcModel(
-        name=name,
-        family=config.family,
-        module=module,
-        graph=graph,
-        frontend=config.frontend,
-        tokenizer=tokenizer,
-        padded_batches=True,
-        frame_seconds=config.frontend.hop_length * factor / config.frontend.sample_rate,
-        min_samples=min_samples,
-        rewrite=rewrite,
-        provenance=provenance,
-        files=files_of(name, config, tokenizer, pieces, provenance),
-    )
+    common: dict[str, Any] = {
+        "name": name,
+        "family": config.family,
+        "module": module,
+        "graph": graph,
+        "frontend": config.frontend,
+        "tokenizer": tokenizer,
+        "padded_batches": True,
+        "frame_seconds": config.frontend.hop_length * factor / config.frontend.sample_rate,
+        "min_samples": min_samples,
+        "rewrite": rewrite,
+        "provenance": provenance,
+        "files": files_of(name, config, tokenizer, pieces, provenance),
+    }
+    if config.transducer is None:
+        return CtcModel(**common)
+    return TransducerModel(**common, decoding=decoding_of(module, config.transducer))
 
 
 @torch.no_grad()
-def _min_samples(graph: CtcGraph, frontend: LogMelFrontend, factor: int) -> int:
-    """The shortest wave that gives two frames of log-probs.
+def _min_samples(graph: nn.Module, frontend: LogMelFrontend, factor: int) -> int:
+    """The shortest wave that gives two frames.
 
     Not one: OpenVINO 2026.4 fuses attention into a kernel that, when its first run ever had a single frame, is wrong
     in all runs of 16 frames and more that follow.

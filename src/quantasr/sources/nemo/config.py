@@ -11,6 +11,7 @@ import numpy as np
 
 from quantasr.errors import ArtifactError, ModelLoadError
 from quantasr.sources.nemo.archive import CONFIG
+from quantasr.sources.nemo.transducer_config import TransducerConfig, read_transducer
 from quantasr.speech.frontend import LogMelFrontend
 
 CTC_MODELS = {
@@ -21,9 +22,15 @@ CTC_MODELS = {
 }
 """NeMo's classes with a CTC head -> the path of the head."""
 
-NOT_YET = (
+TRANSDUCERS = (
     "EncDecRNNTModel",
     "EncDecRNNTBPEModel",
+    "EncDecHybridRNNTCTCModel",
+    "EncDecHybridRNNTCTCBPEModel",
+)
+"""NeMo's classes with prediction network and joint."""
+
+NOT_YET = (
     "EncDecRNNTBPEModelWithPrompt",
     "EncDecRNNTBPEEOUModel",
     "EncDecHybridRNNTCTCBPEModelWithPrompt",
@@ -56,10 +63,11 @@ _YAML_FLOAT = re.compile(
 
 @dataclass(frozen=True)
 class NemoConfig:
-    """What is needed of a model's configuration: two parts to build, the features and the tokens.
+    """What is needed of a model's configuration: its parts to build, the features and the tokens.
 
     ``encoder`` and ``decoder`` are the arguments of ``encoder_class`` and of ``ConvASRDecoder``; ``head`` is the path
-    of the CTC head. ``tokenizer`` is None for models of characters, whose tokens are ``labels``.
+    of the CTC head, empty where there is none. ``tokenizer`` is None for models of characters, whose tokens are
+    ``labels``. ``transducer`` is None for CTC models, and for hybrids of which only the CTC head is asked for.
     """
 
     model_class: str
@@ -70,33 +78,45 @@ class NemoConfig:
     frontend: LogMelFrontend
     tokenizer: dict[str, Any] | None
     labels: tuple[str, ...]
+    transducer: TransducerConfig | None = None
 
     @property
     def family(self) -> str:
         """The family whose built-in recipes fit."""
-        return ENCODERS[self.encoder_class]
+        return ENCODERS[self.encoder_class] if self.transducer is None else "nemo_transducer"
 
 
-def read_config(where: str, content: bytes) -> NemoConfig:
-    """Read ``model_config.yaml``; raises :class:`ModelLoadError` where it is no CTC model that we know."""
+def read_config(where: str, content: bytes, *, ctc: bool = False) -> NemoConfig:
+    """Read ``model_config.yaml``, of a hybrid without its transducer if ``ctc``.
+
+    Raises :class:`ModelLoadError` where it is no CTC model or transducer that we know.
+    """
     root = load_yaml(where, content)
     model_class = _class_name(where, root.get("target"), "the model")
+    known = dict.fromkeys((*CTC_MODELS, *TRANSDUCERS))
     if model_class in NOT_YET:
-        raise ModelLoadError(f"{where}: {model_class} is not supported yet: only models with a CTC head are")
-    if model_class not in CTC_MODELS:
+        raise ModelLoadError(f"{where}: {model_class} is not supported yet; supported are {', '.join(known)}")
+    if model_class not in known:
         raise ModelLoadError(
-            f"{where}: {model_class} is no speech recogniser with a CTC head; supported are {', '.join(CTC_MODELS)}"
+            f"{where}: {model_class} is no CTC model and no transducer; supported are {', '.join(known)}"
         )
     if root.get("adapters"):
         raise ModelLoadError(f"{where}: adapters are not supported: merge them into the model first")
-    head = CTC_MODELS[model_class]
+    head = CTC_MODELS.get(model_class, "")
+    if ctc and not head:
+        raise ModelLoadError(f"{where}: {model_class} has no CTC head: leave #ctc out")
     resolver = _Resolver(where, root)
+    transducer = None
+    if model_class in TRANSDUCERS and not ctc:
+        transducer = read_transducer(where, resolver.part, resolver.section)
     encoder_class, encoder = resolver.part("encoder")
     if encoder_class not in ENCODERS:
         raise ModelLoadError(f"{where}: encoder {encoder_class} is not supported; supported are {', '.join(ENCODERS)}")
-    decoder_class, decoder = resolver.part("decoder" if head == "decoder" else "aux_ctc.decoder")
-    if decoder_class != "ConvASRDecoder":
-        raise ModelLoadError(f"{where}: decoder {decoder_class} is not supported; supported is ConvASRDecoder")
+    decoder: dict[str, Any] = {}
+    if head:
+        decoder_class, decoder = resolver.part("decoder" if head == "decoder" else "aux_ctc.decoder")
+        if decoder_class != "ConvASRDecoder":
+            raise ModelLoadError(f"{where}: decoder {decoder_class} is not supported; supported is ConvASRDecoder")
     preprocessor_class, preprocessor = resolver.part("preprocessor")
     if preprocessor_class != _PREPROCESSOR:
         raise ModelLoadError(
@@ -118,6 +138,7 @@ def read_config(where: str, content: bytes) -> NemoConfig:
         frontend=_frontend(where, preprocessor),
         tokenizer=tokenizer,
         labels=tuple(vocabulary),
+        transducer=transducer,
     )
 
 

@@ -1,4 +1,4 @@
-"""NeMo's own encoder and CTC head, built and filled without NeMo's ``restore_from``, which would run what a file says.
+"""NeMo's own encoder and heads, built and filled without NeMo's ``restore_from``, which would run what a file says.
 
 ``restore_from`` instantiates any class that the configuration names, and reads the weights with pickle.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,24 +19,28 @@ from torch import Tensor, nn
 from quantasr.errors import ModelLoadError
 from quantasr.sources.nemo.config import NemoConfig
 from quantasr.sources.nemo.frames import convolved_in_time, stacked
+from quantasr.sources.nemo.transducer_config import TransducerConfig
 
-# Parts that hold weights and that a CTC model does not run: features, augmentation, losses, metrics, the transducer.
-_UNUSED = ("preprocessor.", "spec_augmentation.", "loss.", "ctc_loss.", "wer.", "_wer.", "ctc_wer.", "joint.")
+# Parts that hold weights and that nothing runs: features, augmentation, losses, metrics.
+_UNUSED = ("preprocessor.", "spec_augmentation.", "loss.", "ctc_loss.", "wer.", "_wer.", "ctc_wer.")
 
 # Norms of a frame alone; all others of NeMo's are over time.
 _NORMS = ("batch", "batch_norm", "fused_batch_norm", "layer_norm")
 
 
 class NemoModel(nn.Module):
-    """An encoder and a CTC head at the paths that they have in NeMo's model, and nothing else of it.
+    """An encoder and its heads at the paths that they have in NeMo's model, and nothing else of it.
 
     NeMo's model is a Lightning module with losses, metrics and augmentation, none of which runs or is exported.
+    A transducer has ``decoder``, its prediction network, and ``joint``; a CTC head is called ``decoder`` where it is
+    alone, and else ``ctc_decoder``.
     """
 
-    def __init__(self, encoder: nn.Module, head: str, decoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.add_module(head, decoder)
+        for name, head in heads.items():
+            self.add_module(name, head)
 
 
 @contextmanager
@@ -102,16 +106,43 @@ def build(where: str, config: NemoConfig, tokens: int) -> NemoModel:
         arguments["use_pytorch_sdpa"] = False
         # Processes that train together run batches of their own: none may wait for the others' lengths.
         arguments["sync_max_audio_length"] = False
+    heads: dict[str, Any] = {}
     with fits(where, config):
         encoder = getattr(modules, config.encoder_class)(**arguments)
-        decoder = build_head(config, encoder, tokens)
+        if config.transducer is not None:
+            heads["decoder"], heads["joint"] = _build_transducer(config.transducer, encoder, tokens)
+        if config.head:
+            heads[config.head] = build_head(config, encoder, tokens)
     _mend_subsampling(encoder)
-    outputs = decoder.num_classes_with_blank
-    if outputs != tokens + 1:
+    if config.head and (outputs := heads[config.head].num_classes_with_blank) != tokens + 1:
         raise ModelLoadError(
             f"{where}: its decoder has {outputs} outputs, but its tokenizer has {tokens} tokens, and a blank"
         )
-    return NemoModel(encoder, config.head, decoder).eval()
+    return NemoModel(encoder, heads).eval()
+
+
+def _build_transducer(config: TransducerConfig, encoder: Any, tokens: int) -> tuple[Any, Any]:
+    """Prediction network and joint, with random weights."""
+    from nemo.collections.asr import modules
+
+    decoder = getattr(modules, config.prediction_class)(**{**config.prediction, "vocab_size": tokens})
+    jointnet = {
+        **(config.joint.get("jointnet") or {}),
+        "encoder_hidden": encoder._feat_out,
+        "pred_hidden": decoder.pred_hidden,
+    }
+    joint = getattr(modules, config.joint_class)(
+        **{
+            **config.joint,
+            "jointnet": jointnet,
+            "num_classes": tokens,
+            "vocabulary": None,
+            "fuse_loss_wer": False,  # which computes losses while it trains
+            "experimental_fuse_loss_wer": None,
+            "preserve_memory": False,
+        }
+    )
+    return decoder, joint
 
 
 def build_head(config: NemoConfig, encoder: Any, tokens: int) -> Any:
@@ -188,10 +219,12 @@ def _mask(x: Tensor, lengths: Tensor) -> Tensor:
     return (torch.arange(x.shape[-1], device=x.device)[None] < lengths[:, None])[:, None].to(x.dtype)
 
 
-def fill(where: str, model: NemoModel, head: str, state: dict[str, Tensor]) -> None:
+def fill(where: str, model: NemoModel, config: NemoConfig, state: dict[str, Tensor]) -> None:
     """Put the weights in; raises :class:`ModelLoadError` unless they are exactly those of the model, and finite."""
-    mine = ("encoder.", f"{head}.")
-    unused = _UNUSED if head == "decoder" else (*_UNUSED, "decoder.")
+    mine = tuple(f"{name}." for name, _ in model.named_children())
+    unused: tuple[str, ...] = _UNUSED
+    if config.transducer is None:  # what a CTC model's file may have besides
+        unused = (*unused, "joint.") if config.head == "decoder" else (*unused, "joint.", "decoder.")
     weights = {key: value for key, value in state.items() if key.startswith(mine)}
     wanted = model.state_dict()
     missing = sorted(set(wanted) - set(weights))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from quantasr.sources.nemo.config import NemoConfig
+from quantasr.sources.nemo.transducer_config import TransducerConfig
 from quantasr.speech.frontend import LogMelFrontend
 from quantasr.speech.tokenizer import Tokenizer
 
@@ -32,4 +33,7 @@ def files_of(
 def config_of(row: dict[str, Any]) -> NemoConfig:
     """The configuration in a skeleton."""
     frontend = {key: value for key, value in row["config"]["frontend"].items() if key != "kind"}
-    return NemoConfig(**{**row["config"], "frontend": LogMelFrontend(**frontend)})
+    transducer = row["config"].get("transducer")
+    if transducer is not None:
+        transducer = TransducerConfig(**{**transducer, "durations": tuple(transducer["durations"])})
+    return NemoConfig(**{**row["config"], "frontend": LogMelFrontend(**frontend), "transducer": transducer})
