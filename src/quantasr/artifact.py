@@ -250,6 +250,8 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
 _OPTIONAL = ("decoding", "parts")
 """Tables that artifacts of older versions, or with nothing to say, lack."""
 
+_PART: dict[str, type] = {"inputs": dict, "typical": dict, "calls": float}
+
 _REQUIRED = (LAYERS, CALIBRATION)
 
 _NO_CHECKSUM = "0" * 64
@@ -279,6 +281,9 @@ def _check_types(path: Path, row: dict[str, Any]) -> None:
         raise ArtifactError(f"{path}: decoder {row['decoder']!r} is unknown; this quantasr has {known}: upgrade it")
     native, steps = NATIVE in row["files"], row["decoder"] in STEP_DECODERS
     parts = row.get("parts", {})
+    for part, rows in parts.items():
+        if not isinstance(rows, dict) or {key: type(rows.get(key)) for key in _PART} != _PART:
+            raise ArtifactError(f"{path}: part {part!r} needs {', '.join(_PART)}: make the artifact again")
     if steps and not native and not parts:
         raise ArtifactError(f"{path}: decoder {row['decoder']!r} needs parts, and there are none: make it again")
     computed = [NATIVE, TENSORS] if native else [graph_name(part) for part in parts or (WHOLE,)]

@@ -50,7 +50,7 @@ class TorchPart:
             named = self.axes.get(name, {})
             shape = [named.get(axis, size) for axis, size in enumerate(tensor.shape)]
             inputs[name] = {"type": str(tensor.dtype).removeprefix("torch."), "shape": shape}
-        return {"inputs": inputs, "typical": dict(self.typical), "calls": self.calls}
+        return {"inputs": inputs, "typical": dict(self.typical), "calls": float(self.calls)}
 
 
 @dataclass
