@@ -26,6 +26,17 @@ class Recognise(Protocol):
         ...
 
 
+def transcribe_pieces(pieces: Iterable[Waveform], recognise: Recognise, sample_rate: int) -> Transcript:
+    """The text of one recording that is heard piece by piece; raises AudioError where there is none."""
+    size, texts = 0, []
+    for piece in pieces:
+        size += piece.size
+        texts.append(recognise(piece))
+    if size == 0:
+        raise AudioError("recording has no samples")
+    return Transcript(" ".join(text for text in texts if text), size / sample_rate)
+
+
 class AttentionTranscriber:
     """A :class:`~quantasr.speech.transcript.Transcriber` around a model that searches its text token by token.
 
@@ -85,13 +96,10 @@ class AttentionTranscriber:
 
     def transcribe_stream(self, blocks: Iterable[Waveform]) -> Transcript:
         """Transcribe one recording that comes in blocks of any size; one piece of it is held at a time."""
-        size, texts = 0, []
-        for piece in self.pieces(blocks):
-            size += piece.size
-            texts.append(self._recognise(np.pad(piece, (0, max(0, self.min_samples - piece.size)))))
-        if size == 0:
-            raise AudioError("recording has no samples")
-        return Transcript(" ".join(text for text in texts if text), size / self._rate)
+        return transcribe_pieces(self.pieces(blocks), self._recognise_filled, self._rate)
+
+    def _recognise_filled(self, wave: Waveform) -> str:
+        return self._recognise(np.pad(wave, (0, max(0, self.min_samples - wave.size))))
 
     def transcribe_file(self, path: str | Path, *, start: float = 0.0, duration: float | None = None) -> Transcript:
         """Transcribe an audio file of any length, rate and channel count, or a segment of it, block by block.

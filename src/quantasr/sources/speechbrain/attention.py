@@ -13,11 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.asr_model import AsrModel, Paths, evaluating
+from quantasr.sources.asr_model import Paths, evaluating
+from quantasr.sources.parts_model import PartsModel, TorchPart
+from quantasr.sources.speechbrain.parts import Layout, make_parts, read_layout
 from quantasr.sources.speechbrain.projections import project_attention
 from quantasr.sources.speechbrain.rewrites import rewrite
+from quantasr.sources.speechbrain.searcher import check_searcher
 from quantasr.speech.attention import AttentionTranscriber
-from quantasr.speech.frontend import WaveFrontend
+from quantasr.speech.frontend import Frontend, WaveFrontend, collate, noise
+from quantasr.speech.parts import Parts
+from quantasr.speech.seq2seq import SearchTranscriber
 from quantasr.speech.transcript import Waveform
 
 _STEPS_PER_SECOND = 5
@@ -104,29 +109,47 @@ def paced(searcher: Any, steps: int | None) -> Iterator[None]:
 
 
 @dataclass
-class AttentionModel(AsrModel):
-    """A live ``EncoderDecoderASR``.
+class AttentionModel(PartsModel):
+    """A live ``EncoderDecoderASR``, and its parts where it comes apart.
 
-    ``module`` is ``interface.mods``. ``graph(waves)`` searches: ``[1, time]`` -> tokens ``[1, n]`` and their count.
-    Everything runs in ``interface``'s own code, so what is done to ``module`` is done to ``interface`` too.
+    ``module`` is ``interface.mods``. ``graph(waves)`` searches: ``[1, time]`` -> tokens ``[1, n]`` and their count. All
+    of that runs in ``interface``'s own code, so what is done to ``module`` is done to ``interface`` too. ``frontend``
+    is that of :meth:`parts`, whose search is ours. ``layout`` is None where the model only runs in SpeechBrain, for
+    the reason ``unsupported``.
     """
 
     interface: Any
+    layout: Layout | None = None
+    unsupported: str = ""
 
     decoder: ClassVar[str] = "attention"
 
-    def transcriber(self, **options: Any) -> AttentionTranscriber:
-        """This model as a recogniser; ``options`` are those of :class:`AttentionTranscriber`."""
-        defaults: dict[str, Any] = {
-            "name": self.name,
-            "sample_rate": self.sample_rate,
-            "min_samples": self.min_samples,
-        }
-        return AttentionTranscriber(self.recognise, encode=self.encode, **defaults | options)
+    def parts(self) -> dict[str, TorchPart]:
+        """``encoder``, ``decoder`` and perhaps ``lm``; raises :class:`ModelLoadError` where it does not come apart."""
+        if self.layout is None:
+            raise ModelLoadError(f"{self.unsupported}; PyTorch may still quantize it (--engine torch)")
+        return make_parts(self.interface, self.name, self.layout)
+
+    def transcriber(self, parts: Parts | None = None, **options: Any) -> Any:
+        """SpeechBrain's own search as an :class:`AttentionTranscriber`; around ``parts``, a :class:`SearchTranscriber`.
+
+        ``options`` are those of the class.
+        """
+        defaults: dict[str, Any] = {"name": self.name, "min_samples": self.min_samples}
+        if parts is None:
+            defaults["sample_rate"] = self.sample_rate
+            return AttentionTranscriber(self.recognise, encode=self.encode, **defaults | options)
+        defaults["frame_seconds"] = self.frame_seconds
+        return SearchTranscriber(parts, self.frontend, self.tokenizer, self.decoding, **defaults | options)
+
+    def inputs(self, waves: Sequence[Waveform]) -> tuple[Tensor, ...]:
+        """The waves themselves: SpeechBrain's search makes its own features."""
+        return (torch.from_numpy(collate(list(waves), 0.0)[0]),)
 
     def probe(self, seconds: float = 1.0, batch: int = 1) -> tuple[Tensor, ...]:
         """Noise, and steps as for speech of this length."""
-        return self.paced(super().probe(seconds, batch)[0])
+        samples = max(self.min_samples, round(seconds * self.sample_rate))
+        return self.paced(self.inputs([noise(self.frontend, samples, seed) for seed in range(batch)])[0])
 
     def paced(self, waves: Tensor) -> tuple[Tensor, ...]:
         """Arguments of ``graph`` that make it search for ``waves`` in as many steps as speech of this length takes."""
@@ -175,7 +198,8 @@ class AttentionModel(AsrModel):
         return ids
 
     def _pieces(self, wave: Waveform) -> Iterator[Waveform]:
-        return self.transcriber().pieces([wave])
+        pieces: Iterator[Waveform] = self.transcriber().pieces([wave])
+        return pieces
 
     def _filled(self, wave: Waveform) -> Waveform:
         return np.pad(wave, (0, max(0, self.min_samples - wave.size)))
@@ -186,46 +210,37 @@ def load_attention(interface: Any, where: str, provenance: dict[str, Any]) -> At
     check_searcher(interface, where)
     name_scorers(interface)
     interface.eval()
-    frontend = WaveFrontend(int(interface.audio_normalizer.sample_rate), normalize=False)
-    parameters = sum(p.numel() for p in interface.mods.parameters())
-    provenance = {"architecture": "EncoderDecoderASR", "parameters": parameters, **provenance}
+    layout, unsupported = None, ""
+    try:
+        layout = read_layout(interface, where)
+    except ModelLoadError as error:  # SpeechBrain's own search needs none of it
+        unsupported = str(error)
+    frontend: Frontend = WaveFrontend(int(interface.audio_normalizer.sample_rate), normalize=False)
     graph = AttentionGraph(interface)
+    shortest = _shortest(graph, frontend.sample_rate, where)
+    parameters = sum(p.numel() for p in interface.mods.parameters())
     return AttentionModel(
         name=str(provenance.get("name") or where.rstrip("/").rpartition("/")[2]),
         family="speechbrain_attention",
         module=interface.mods,
         graph=graph,
-        frontend=frontend,
+        frontend=frontend if layout is None else layout.frontend,
         padded_batches=False,
-        min_samples=_shortest(graph, frontend.sample_rate, where),
+        min_samples=shortest if layout is None else max(shortest, layout.min_samples),
+        tokenizer=None if layout is None else layout.tokenizer,
+        frame_seconds=0.0 if layout is None else layout.frame_seconds,
+        decoding={} if layout is None else layout.decoding,
         interface=interface,
+        layout=layout,
+        unsupported=unsupported,
         rewrite=_rewrite,
-        provenance=provenance,
+        provenance={"architecture": "EncoderDecoderASR", "parameters": parameters, **provenance},
     )
 
 
 def _rewrite(module: nn.Module) -> None:
     rewrite(module)
     project_attention(module)
-
-
-def check_searcher(interface: Any, where: str) -> None:
-    """Raise :class:`ModelLoadError` unless the decoder is a search whose steps are known."""
-    from speechbrain.decoders import seq2seq  # type: ignore[import-untyped,unused-ignore]
-
-    known = (
-        *(seq2seq.S2SRNNGreedySearcher, seq2seq.S2SRNNBeamSearcher),
-        *(seq2seq.S2STransformerGreedySearcher, seq2seq.S2STransformerBeamSearcher),
-    )
-    searcher = interface.mods["decoder"]
-    if not isinstance(searcher, known):
-        names = ", ".join(kind.__name__ for kind in known)
-        raise ModelLoadError(f"{where}: decoder {type(searcher).__name__} is not supported: quantasr knows {names}")
-    if getattr(searcher, "return_topk", False):
-        raise ModelLoadError(f"{where}: return_topk gives several texts for a recording: set it to False")
-    if not hasattr(interface.tokenizer, "decode_ids"):
-        kind = type(interface.tokenizer).__name__
-        raise ModelLoadError(f"{where}: tokenizer {kind} has no decode_ids, which EncoderDecoderASR calls")
 
 
 def name_scorers(interface: Any) -> None:

@@ -53,7 +53,7 @@ class ProjectedAttention(nn.MultiheadAttention):
         scores = torch.bmm(scores, keys) if bias is None else torch.baddbmm(bias, scores, keys)
         attention = F.dropout(torch.softmax(scores, dim=-1), self.dropout, self.training)
         found = torch.bmm(attention, v.transpose(0, 1)).transpose(0, 1)
-        out = self.out_proj(found.reshape(len(q), -1, self.embed_dim))
+        out = self.out_proj(found.reshape(q.shape[0], -1, self.embed_dim))
         out = out.transpose(0, 1) if self.batch_first else out
         weights = None
         if need_weights:
@@ -69,7 +69,7 @@ class ProjectedAttention(nn.MultiheadAttention):
         projected: Tensor = getattr(self, name)(x)
         if self.batch_first:
             projected = projected.transpose(0, 1)
-        return projected.reshape(len(projected), -1, self.embed_dim // self.num_heads)
+        return projected.reshape(projected.shape[0], -1, self.embed_dim // self.num_heads)
 
 
 def _bias(padding: Tensor | None, mask: Tensor | None, batch: int, heads: int, q: Tensor) -> Tensor | None:

@@ -13,7 +13,8 @@ from quantasr.speech.tokenizer import Tokenizer
 def read_tokenizer(where: str, tokenizer: Any, outputs: int, blank_id: int, delimiter: str) -> Tokenizer:
     """The tokens of a model with so many outputs, whose text is that of SpeechBrain without spaces around it.
 
-    Raises :class:`ModelLoadError` when the tokenizer is of another kind, or was not loaded.
+    For an attention model, which has no blank, ``blank_id`` is the end's. Raises :class:`ModelLoadError` when the
+    tokenizer is of another kind, or was not loaded.
     """
     import sentencepiece
     from speechbrain.dataio.encoder import CTCTextEncoder

@@ -1,0 +1,56 @@
+"""What the steps of several decoders share: modules at their own paths, and attention by projections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def at_their_paths(root: nn.Module, modules: Iterable[nn.Module]) -> nn.Module:
+    """A module that holds some of ``root``'s modules, and nothing else, at the paths that they have in ``root``.
+
+    Then nodes of a trace carry the paths that recipes name.
+    """
+    paths = {id(part): path for path, part in root.named_modules()}
+    tree = nn.Module()
+    for module in modules:
+        *above, last = paths[id(module)].split(".")
+        place = tree
+        for name in above:
+            if name not in place._modules:
+                place.add_module(name, nn.Module())
+            place = place.get_submodule(name)
+        place.add_module(last, module)
+    return tree
+
+
+def project(attention: Any, name: str, x: Tensor) -> Tensor:
+    """``x`` by one of the projections ``q_proj``, ``k_proj``, ``v_proj`` of an ``nn.MultiheadAttention``.
+
+    They are layers once the model is made exportable.
+    """
+    layer = getattr(attention, name, None)
+    if layer is not None:
+        found: Tensor = layer(x)
+        return found
+    rows = slice((i := "qkv".index(name[0])) * attention.embed_dim, (i + 1) * attention.embed_dim)
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias[rows]
+    return F.linear(x, attention.in_proj_weight[rows], bias)
+
+
+def heads(attention: Any, x: Tensor) -> Tensor:
+    """``[rows, heads, 1, size]`` of one step ``[rows, 1, width]``."""
+    return x.reshape(-1, attention.num_heads, 1, attention.head_dim)
+
+
+def attend(attention: Any, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Self-attention of one step ``[rows, 1, width]`` to ``keys`` and ``values`` ``[rows, heads, steps, size]``."""
+    queries = heads(attention, project(attention, "q_proj", x)) * attention.head_dim**-0.5
+    scores = queries @ keys.transpose(-1, -2)
+    scores = scores if bias is None else scores + bias[:, None, None]
+    found: Tensor = attention.out_proj((torch.softmax(scores, -1) @ values).reshape(-1, 1, attention.embed_dim))
+    return found
