@@ -22,13 +22,14 @@ class EncoderGraph(nn.Module):
     once.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, whisper: Any) -> None:
+        """``whisper`` is a ``WhisperForConditionalGeneration``; modules keep the paths that they have in it."""
         super().__init__()
-        self.model = model
+        self.model = whisper.model
 
     def encode(self, features: Tensor) -> Tensor:
         """The encoder's own output, ``[batch, frames, width]``."""
-        encoder = self.model.model.encoder
+        encoder = self.model.encoder
         hidden = nn.functional.gelu(encoder.conv1(features.transpose(1, 2)))
         hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
@@ -41,7 +42,7 @@ class EncoderGraph(nn.Module):
         """See the class."""
         encoded = self.encode(features)
         keys, values = [], []
-        for layer in self.model.model.decoder.layers:
+        for layer in self.model.decoder.layers:
             attention = layer.encoder_attn
             keys.append(_heads(attention, attention.k_proj(encoded)).transpose(2, 3))
             values.append(_heads(attention, attention.v_proj(encoded)))
@@ -58,9 +59,9 @@ class DecoderGraph(nn.Module):
     ``alignment``, ``[batch, heads, new, frames]``, is where the heads of ``alignment_heads`` (layer, head) look.
     """
 
-    def __init__(self, model: Any, alignment_heads: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, whisper: Any, alignment_heads: Sequence[tuple[int, int]]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.proj_out = whisper.model, whisper.proj_out
         self._heads = {
             layer: [head for at, head in alignment_heads if at == layer]
             for layer in sorted({layer for layer, _ in alignment_heads})
@@ -68,7 +69,7 @@ class DecoderGraph(nn.Module):
 
     def forward(self, tokens: Tensor, rows: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """Logits, ``key`` and ``value`` of every layer, ``alignment``."""
-        decoder = self.model.model.decoder
+        decoder = self.model.decoder
         count = len(decoder.layers)
         past, cross = caches[: 2 * count], caches[2 * count :]
         new, before = tokens.shape[1], past[0].shape[2]
@@ -94,7 +95,7 @@ class DecoderGraph(nn.Module):
                 looks.append(_chosen(weights, self._heads[i]))
             inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden)))
             hidden = hidden + layer.fc2(inner)
-        logits = self.model.proj_out(decoder.layer_norm(hidden.index_select(1, rows)))
+        logits = self.proj_out(decoder.layer_norm(hidden.index_select(1, rows)))
         return logits, *grown, torch.cat(looks, dim=1)
 
 
