@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantasr.artifact import CALIBRATION, FRONTEND_ARRAYS, LAYERS, TOKENIZER, Artifact
+from quantasr.artifact import CALIBRATION, FRONTEND_ARRAYS, LAYERS, NATIVE, TOKENIZER, Artifact
 from quantasr.quantize import Prepared
 from quantasr.sources import AsrModel, CtcModel, FrameModel, LatticeModel
 from quantasr.sources.parts_model import PartsModel
@@ -51,8 +51,8 @@ def write_parts(
         lm = model.own_decoder.lm if isinstance(model.own_decoder, BeamDecoder) else None
         if lm is not None:
             shutil.copyfile(lm, folder / _lm_name(lm))
-    if isinstance(model, PartsModel):
-        write_json(folder / TOKENIZER, model.tokenizer.to_dict())
+    if (parted := _parted(model, folder)) is not None:
+        write_json(folder / TOKENIZER, parted.tokenizer.to_dict())
     if isinstance(model, LatticeModel) and model.decoding is not None:
         model.decoding.copy_to(folder)
     if isinstance(model.frontend, KaldiFrontend) and (arrays := model.frontend.arrays()):
@@ -65,6 +65,7 @@ def write_parts(
 def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: int, seconds: float) -> Artifact:
     """The artifact's description, for what lies in ``folder`` by then."""
     model, recipe = prepared.model, prepared.recipe
+    parted = _parted(model, folder)
     provenance = {
         **model.provenance,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,21 +83,24 @@ def describe(prepared: Prepared, folder: Path, parity: dict[str, Any], count: in
         frame_seconds=model.frame_seconds if isinstance(model, FrameModel | PartsModel) else 0.0,
         min_samples=model.min_samples,
         frontend=model.frontend,
-        tokenizer=model.tokenizer if isinstance(model, CtcModel | PartsModel) else None,
+        tokenizer=model.tokenizer if isinstance(model, CtcModel) else parted and parted.tokenizer,
         recipe=recipe.to_dict(),
         provenance=provenance,
         parity=parity,
-        decoding=_decoding(model),
-        parts={name: part.to_dict() for name, part in model.parts().items()} if isinstance(model, PartsModel) else {},
+        decoding=parted.decoding if parted else _decoding(model),
+        parts={name: part.to_dict() for name, part in parted.parts().items()} if parted else {},
     )
+
+
+def _parted(model: AsrModel, folder: Path) -> PartsModel | None:
+    """A model whose parts are graphs; None for one that runs whole, in its framework."""
+    return model if isinstance(model, PartsModel) and not (folder / NATIVE).exists() else None
 
 
 def _decoding(model: AsrModel) -> dict[str, Any]:
     """The options of a search, and its files by the names that they have in the folder; nothing for greedy."""
     if isinstance(model, LatticeModel) and model.decoding is not None:
         return model.decoding.to_dict()
-    if isinstance(model, PartsModel):
-        return model.decoding
     if not isinstance(model, CtcModel) or not isinstance(model.own_decoder, BeamDecoder):
         return {}
     decoder = model.own_decoder
