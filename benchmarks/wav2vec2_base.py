@@ -15,7 +15,7 @@ from pathlib import Path
 import peers
 from compare import RATE, Figure, calibration_speech, on_engine, report, size_of, ten_seconds
 
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.cli.output import say
 from quantasr.engines import EngineOptions, load_engine
 from quantasr.export import export_float, save_graph
@@ -141,7 +141,7 @@ def figures(
             same = parity[f"quantized_{engine}"]["same_argmax"]
             rows.append(Figure(f"{recipe}: graph and simulation agree, {engine}", same, 0.995, at_most=False))
     for engine, compute in (("openvino", "bf16"), ("onnxruntime", "fp32")):
-        share = audit(fast, load_engine(engine, fast.graph, EngineOptions(threads, compute))).int8_share
+        share = audit(fast, {WHOLE: load_engine(engine, fast.graph, EngineOptions(threads, compute))}).int8_share
         rows.append(Figure(f"fast: multiply-accumulates in int8, {engine}", share, 0.85, at_most=False))
     return rows
 

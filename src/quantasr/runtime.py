@@ -174,7 +174,7 @@ def describe_engines(engines: Mapping[str, Engine]) -> str:
 def load(
     artifact: str | Path | Artifact,
     *,
-    engine: str | None = None,
+    engine: str | Mapping[str, str] | None = None,
     threads: int = 0,
     compute: str | None = None,
     verify: bool = True,
@@ -184,7 +184,8 @@ def load(
     """Load an artifact folder as a recogniser.
 
     ``engine`` and ``compute`` default to the recipe's; ``auto`` measures the engines on this machine once and
-    remembers the fastest, for each part of its own. ``trust`` allows a folder to run code while it is read, which only
+    remembers the fastest, for each part of its own. ``engine`` may name one for each part: ``{"encoder": "openvino"}``;
+    those that it leaves out have the recipe's. ``trust`` allows a folder to run code while it is read, which only
     those do that were made of a SpeechBrain model for PyTorch's own int8. ``options`` are those of
     :class:`CtcTranscriber`, of :class:`AttentionTranscriber`, of :class:`LatticeTranscriber`, or of a
     :class:`StepTranscriber`: ``decoder``, ``chunk_seconds``, ``batch_size``, ``grammar``, ``beam_width``, ``language``
@@ -195,13 +196,17 @@ def load(
     """
     if not isinstance(artifact, Artifact):
         artifact = Artifact.load(artifact, verify=verify)
+    if isinstance(engine, Mapping) and (strange := sorted(set(engine) - set(artifact.parts))):
+        known = f"it has {', '.join(artifact.parts)}" if artifact.parts else "it is one graph: name one engine"
+        raise EngineError(f"{artifact.folder}: has no part {strange[0]!r} to be run on {engine[strange[0]]}: {known}")
     if artifact.native:
+        assert not isinstance(engine, Mapping)
         native = load_native(artifact, engine, compute, threads, trust=trust)
         return recogniser(artifact, {TORCH: native}, **options)
     wanted = EngineOptions(threads, compute or artifact.compute, artifact.round_up)
-    name = engine or artifact.engine
     engines: dict[str, Engine] = {}
     for part, graph in artifact.graphs.items():
+        name = (engine.get(part) if isinstance(engine, Mapping) else engine) or artifact.engine
         engines[part] = fastest(artifact, wanted, part) if name == "auto" else load_engine(name, graph, wanted)
         weights = artifact.weights(part)
         if weights is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hand_graphs import QUANTIZERS, node, quantized, save, weight
 
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import ENGINES, EngineOptions, ExecutedOp, load_engine
 from quantasr.engines.macs import products
 from quantasr.measure.audit import audit
@@ -119,7 +119,7 @@ def test_the_sample_adds_up_on_every_engine(recipe: str, sample_artifact: Callab
     planned = {row["path"]: row["mode"] != "float" for row in artifact.layers()}
     totals = set()
     for name in ENGINES:
-        found = audit(artifact, load_engine(name, artifact.graph, FP32), seconds=2.0)
+        found = audit(artifact, {WHOLE: load_engine(name, artifact.graph, FP32)}, seconds=2.0)
         totals.add(found.macs)
         assert sum(found.share.values()) == pytest.approx(1.0)
         assert set(found.share) == {"int8", "fp32"}  # none unknown

@@ -226,7 +226,7 @@ def test_a_folder_is_evaluated_and_inspected_as_any(written: Any) -> None:
     model, artifact = models["gru_beam"]
     loaded = quantasr.load(artifact.folder, trust=True)
     assert artifact.decoder == "attention" and loaded.sample_rate == 16000
-    found = audit(artifact, loaded.engine, seconds=1.0)
+    found = audit(artifact, loaded.engines, seconds=1.0)
     assert found.int8_share > 0.5
     assert {row.executed for row in found.layers if row.path == "decoder.dec.rnn.rnn_cells.0"} == {"int8"}
     with pytest.raises(ValueError, match="calibration speech"):

@@ -38,4 +38,4 @@ def test_weights_take_half_the_space(storage: str, tmp_path: Path) -> None:
         # Something was rounded, and no more than these types round.
         assert 0 < np.abs(recogniser.logprobs([wave])[0] - original).mean() < tolerance
         assert artifact.parity[f"quantized_{engine}"]["largest_difference"] < 1e-3
-        assert audit(artifact, recogniser.engine).int8_share == 0
+        assert audit(artifact, recogniser.engines).int8_share == 0

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import EngineOptions, ExecutedOp, load_engine
-from quantasr.measure.audit import Audit, LayerAudit, audit, join
+from quantasr.measure.audit import Audit, LayerAudit, PartAudit, audit, join
 
 
 def op(precision: str, **covers: int) -> ExecutedOp:
@@ -90,20 +90,20 @@ def test_products_of_activations_are_listed_after_the_layers() -> None:
 
 def test_shares_by_hand() -> None:
     ops = (op("int8", a__MatMul=60), op("bf16", b__MatMul=30), op("unknown", c__MatMul=10), op("fp32"))
-    found = Audit("openvino", "bf16", 10.0, ops, ())
+    found = Audit(10.0, (PartAudit(WHOLE, "openvino", "bf16", 1.0, ops),), ())
     assert found.macs == 100
     assert found.share == {"int8": 0.6, "bf16": 0.3, "unknown": 0.1}  # largest first, nothing without work
     assert found.int8_share == 0.6
     row = found.to_dict()
     assert row["int8_share"] == 0.6
     assert len(row["kernels"]) == 3
-    assert Audit("x", "fp32", 1.0, (op("fp32", a__MatMul=1),), ()).int8_share == 0.0
+    assert PartAudit(WHOLE, "x", "fp32", 1.0, (op("fp32", a__MatMul=1),)).int8_share == 0.0
 
 
 def test_the_shortest_audio_is_what_the_model_can_take(sample_artifact: Callable[[str], Path]) -> None:
     artifact = Artifact.load(sample_artifact("default"))
     engine = load_engine("onnxruntime", artifact.graph, EngineOptions(1))
-    assert audit(artifact, engine, seconds=0.001).seconds == pytest.approx(artifact.min_samples / 8000)
+    assert audit(artifact, {WHOLE: engine}, seconds=0.001).seconds == pytest.approx(artifact.min_samples / 8000)
     # Products of activations grow with the square of the time, everything else with the time.
-    short, long = (audit(artifact, engine, seconds=s).macs for s in (2.0, 4.0))
+    short, long = (audit(artifact, {WHOLE: engine}, seconds=s).macs for s in (2.0, 4.0))
     assert 2.0 < long / short < 2.5

@@ -13,15 +13,16 @@ from fake_systems import Parrot
 from rich.console import Console, RenderableType
 
 from quantasr import sample
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import EngineOptions, load_engine
 from quantasr.errors import ArtifactError
 from quantasr.measure.audit import audit
 from quantasr.measure.bench import BenchRow, Original, bench
+from quantasr.measure.cells import megabytes, percent
 from quantasr.measure.evaluate import evaluate_systems
 from quantasr.measure.footprint import Footprint
 from quantasr.measure.latency import Timing, ratio
-from quantasr.measure.report import artifact_table, audit_table, bench_table, evaluation_table, megabytes, percent
+from quantasr.measure.report import artifact_table, audit_table, bench_table, evaluation_table
 
 NAME = "mine [bold]x[/bold] [openvino bf16]"
 
@@ -74,7 +75,7 @@ def test_the_bench_table_names_the_systems() -> None:
 
 def test_the_audit_and_the_artifact(sample_artifact: Callable[[str], Path]) -> None:
     artifact = Artifact.load(sample_artifact("default"))
-    found = audit(artifact, load_engine("onnxruntime", artifact.graph, EngineOptions(1)), seconds=1.0)
+    found = audit(artifact, {WHOLE: load_engine("onnxruntime", artifact.graph, EngineOptions(1))}, seconds=1.0)
     text = shown(audit_table(found))
     for row in artifact.layers():
         assert row["path"] in text

@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from quantasr.artifact import Artifact
     from quantasr.measure.bench import bench
     from quantasr.measure.report import bench_table
+    from quantasr.measure.report_parts import split_table
     from quantasr.speech.audio import load_audio
     from quantasr.speech.frontend import noise
     from quantasr.speech.manifest import read_manifest, require_texts
@@ -75,5 +76,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json([row.to_dict() for row in rows])
     else:
-        show(bench_table(rows))
+        show(bench_table(rows), *([split_table(rows)] if any(row.split for row in rows) else []))
     return 0

@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the artifact once on its engine and report every layer."""
     from quantasr.measure.audit import audit
     from quantasr.measure.report import artifact_table, audit_table
+    from quantasr.measure.report_parts import audit_parts_table
     from quantasr.runtime import load
 
     recogniser = load(
@@ -43,11 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         trust=arguments.trust,
     )
-    found = audit(recogniser.artifact, next(iter(recogniser.engines.values())), seconds=arguments.seconds)
+    found = audit(recogniser.artifact, recogniser.engines, seconds=arguments.seconds)
     if arguments.json:
         artifact = recogniser.artifact
         row = {"name": artifact.name, "recipe": artifact.recipe, "provenance": artifact.provenance}
         write_json({**row, "parity": artifact.parity, "audit": found.to_dict()})
     else:
-        show(artifact_table(recogniser.artifact), audit_table(found))
+        parts = [audit_parts_table(found)] if len(found.parts) > 1 else []
+        show(artifact_table(recogniser.artifact), *parts, audit_table(found))
     return 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantasr.artifact import Artifact
 from quantasr.engines.engine import Engine, ExecutedOp, frame_feed
+from quantasr.engines.feeds import part_feed
 from quantasr.speech.frontend import noise
 
 
@@ -29,31 +30,36 @@ class LayerAudit:
 
 
 @dataclass(frozen=True)
-class Audit:
-    """Every kernel of one run on ``seconds`` of audio, and the layers of the model that they stand for."""
+class PartAudit:
+    """One graph: the kernels of one call, and the ``calls`` that the speech took."""
 
+    name: str
     engine: str
     compute: str
-    seconds: float
+    calls: float
     ops: tuple[ExecutedOp, ...]
-    layers: tuple[LayerAudit, ...]
 
     @property
     def macs(self) -> int:
-        """All multiply-accumulates."""
-        return sum(op.macs for op in self.ops)
+        """Multiply-accumulates of all its calls."""
+        return round(self.calls * sum(op.macs for op in self.ops))
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Multiply-accumulates of all its calls in each type."""
+        counts: Counter[str] = Counter()
+        for op in self.ops:
+            counts[op.precision] += round(self.calls * op.macs)
+        return counts
 
     @property
     def share(self) -> dict[str, float]:
-        """Share of the multiply-accumulates in each type, largest first."""
-        counts: Counter[str] = Counter()
-        for op in self.ops:
-            counts[op.precision] += op.macs
-        return {name: count / self.macs for name, count in counts.most_common() if count}
+        """Share of its multiply-accumulates in each type, largest first."""
+        return _shares(self.counts)
 
     @property
     def int8_share(self) -> float:
-        """Share of the multiply-accumulates that ran in 8-bit integers."""
+        """Share of its multiply-accumulates that ran in 8-bit integers."""
         return self.share.get("int8", 0.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,30 +67,125 @@ class Audit:
         return {
             "engine": self.engine,
             "compute": self.compute,
+            "calls": round(self.calls, 2),
+            "macs": self.macs,
+            "int8_share": round(self.int8_share, 4),
+            "share": _rounded(self.share),
+        }
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Every kernel that ran for ``seconds`` of audio, and the layers of the model that they stand for.
+
+    A model that is one graph has one part, which is called once. The multiply-accumulates of ``layers`` are those of
+    all calls.
+    """
+
+    seconds: float
+    parts: tuple[PartAudit, ...]
+    layers: tuple[LayerAudit, ...]
+
+    @property
+    def engine(self) -> str:
+        """What ran it: an engine, or each part's."""
+        return _of_parts({part.name: part.engine for part in self.parts})
+
+    @property
+    def compute(self) -> str:
+        """The type of the float rest, or of each part's."""
+        return _of_parts({part.name: part.compute for part in self.parts})
+
+    @property
+    def ops(self) -> tuple[ExecutedOp, ...]:
+        """The kernels of one call of each part."""
+        return tuple(op for part in self.parts for op in part.ops)
+
+    @property
+    def macs(self) -> int:
+        """All multiply-accumulates."""
+        return sum(part.macs for part in self.parts)
+
+    @property
+    def share(self) -> dict[str, float]:
+        """Share of the multiply-accumulates in each type, largest first."""
+        return _shares(sum((part.counts for part in self.parts), Counter()))
+
+    @property
+    def int8_share(self) -> float:
+        """Share of the multiply-accumulates that ran in 8-bit integers."""
+        return self.share.get("int8", 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; several parts have rows of their own."""
+        several = {"parts": {part.name: part.to_dict() for part in self.parts}} if len(self.parts) > 1 else {}
+        return {
+            "engine": self.engine,
+            "compute": self.compute,
             "audio_seconds": self.seconds,
             "macs": self.macs,
             "int8_share": round(self.int8_share, 4),
-            "share": {name: round(share, 4) for name, share in self.share.items()},
+            "share": _rounded(self.share),
+            **several,
             "layers": [vars(layer) for layer in self.layers],
             "kernels": [
-                {"name": op.name, "kind": op.kind, "precision": op.precision, "macs": op.macs, "seconds": op.seconds}
-                for op in self.ops
+                {
+                    **({"part": part.name} if several else {}),
+                    "name": op.name,
+                    "kind": op.kind,
+                    "precision": op.precision,
+                    "macs": op.macs,
+                    "seconds": op.seconds,
+                }
+                for part in self.parts
+                for op in part.ops
                 if op.macs
             ],
         }
 
 
-def audit(artifact: Artifact, engine: Engine, *, seconds: float = 10.0) -> Audit:
-    """Run ``seconds`` of noise through a loaded engine and report what it executed.
+def audit(artifact: Artifact, engines: Mapping[str, Engine], *, seconds: float = 10.0) -> Audit:
+    """Run ``seconds`` of noise through the loaded engine of each part and report what it executed.
 
-    Raises :class:`quantasr.errors.EngineError` when the engine cannot run the graph.
+    What reads features runs once, on those of the noise; other parts once on what they typically read, and their work
+    counts as often as so much speech calls them. Raises :class:`quantasr.errors.EngineError` when an engine cannot run
+    its graph.
     """
     size = max(artifact.min_samples, round(seconds * artifact.frontend.sample_rate))
     features = artifact.frontend(noise(artifact.frontend, size))[None]
-    ops = engine.executed(frame_feed(features))
+    whole: dict[str, dict[str, Any]] = {name: {"inputs": {"features": None}} for name in engines}
+    parts = []
+    for name, row in (artifact.parts or whole).items():
+        heard = "features" in row["inputs"]
+        feed = frame_feed(features) if heard else part_feed(row)
+        calls = 1.0 if heard else max(1.0, seconds * row["calls"])
+        engine = engines[name]
+        parts.append(PartAudit(name, engine.name, engine.compute, calls, tuple(engine.executed(feed))))
     reason = "" if artifact.recipe.get("attention_products") else "attention_products = false"
-    layers = join(artifact.layers(), ops, reason)
-    return Audit(engine.name, engine.compute, size / artifact.frontend.sample_rate, tuple(ops), layers)
+    layers = join(artifact.layers(), [op for part in parts for op in _all_calls(part)], reason)
+    return Audit(size / artifact.frontend.sample_rate, tuple(parts), layers)
+
+
+def _all_calls(part: PartAudit) -> Iterator[ExecutedOp]:
+    """Its kernels with the work of all its calls."""
+    for op in part.ops:
+        yield replace(op, covers={node: round(part.calls * macs) for node, macs in op.covers.items()})
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    total = max(counts.total(), 1)
+    return {name: count / total for name, count in counts.most_common() if count}
+
+
+def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(share, 4) for name, share in shares.items()}
+
+
+def _of_parts(named: Mapping[str, str]) -> str:
+    """``openvino``, or ``encoder openvino, decoder onnxruntime`` where they differ."""
+    if len(set(named.values())) == 1:
+        return next(iter(named.values()))
+    return ", ".join(f"{part} {value}" for part, value in named.items())
 
 
 def join(plan: Sequence[Mapping[str, Any]], ops: Sequence[ExecutedOp], products: str = "") -> tuple[LayerAudit, ...]:

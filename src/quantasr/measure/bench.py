@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import soundfile
@@ -20,7 +20,9 @@ from quantasr.measure.audit import audit
 from quantasr.measure.evaluate import evaluate_systems
 from quantasr.measure.footprint import Footprint, footprint
 from quantasr.measure.latency import Ratio, Timing, ratio, time_calls
-from quantasr.runtime import load_native, recogniser
+from quantasr.measure.split import Clock, ClockedEngine, ClockedFrontend, Share, SplitRun
+from quantasr.runtime import describe_engines, load, load_native, recogniser
+from quantasr.speech.frontend import Frontend
 from quantasr.speech.manifest import Utterance
 from quantasr.speech.scoring import Score
 from quantasr.speech.transcript import Transcriber, Waveform
@@ -30,7 +32,8 @@ from quantasr.speech.transcript import Transcriber, Waveform
 class BenchRow:
     """One system: its times, as a ratio to the first system's, and what it needs.
 
-    ``timing`` is from the wave to the text, ``encoder`` that of the encoder alone on features that are there.
+    ``timing`` is from the wave to the text, ``encoder`` that of the encoder alone on features that are there. Of a
+    recogniser in parts ``split`` says where the time went, in the same runs as ``timing``.
     """
 
     label: str
@@ -43,6 +46,7 @@ class BenchRow:
     footprint: Footprint | None = None
     int8_share: float | None = None
     wer: Score | None = None
+    split: tuple[Share, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -56,16 +60,21 @@ class BenchRow:
             "footprint": None if self.footprint is None else self.footprint.to_dict(),
             "int8_share": self.int8_share,
             "wer": None if self.wer is None else self.wer.to_dict(),
+            **({"split": {share.stage: share.to_dict() for share in self.split}} if self.split else {}),
         }
 
 
 @dataclass(frozen=True)
 class Original:
-    """The model that the artifacts were made from, loaded and running in its own framework."""
+    """The model that the artifacts were made from, loaded and running in its own framework.
+
+    ``split`` runs it with its parts timed, if it has parts.
+    """
 
     where: str
     transcriber: Transcriber
     size: int
+    split: SplitRun | None = None
 
 
 def bench(
@@ -92,23 +101,28 @@ def bench(
         found = ", ".join(f"{name} {rate} Hz" for name, rate in rates.items())
         raise ArtifactError(f"models of different sample rates cannot be timed on one recording: {found}")
     systems: list[Transcriber] = [original.transcriber] if original else []
+    splits: list[SplitRun | None] = [original.split] if original else []
     labels = ["original (PyTorch)"] if original else []
     sizes = [original.size] if original else []
     arguments: list[list[str]] = [[original.where]] if original else []
     shares: list[float | None] = [None] if original else []
     for artifact in artifacts:
-        options = EngineOptions(threads, round_up=artifact.round_up)
-        for name, chosen, engine in _engines(artifact, options, trust):
-            systems.append(recogniser(artifact, {WHOLE: engine}, chunk_seconds=0))
-            labels.append(f"{artifact.name} {name} {chosen}")
+        for name, chosen, engines in _engines(artifact, EngineOptions(threads, round_up=artifact.round_up), trust):
+            system, split = _system(artifact, engines)
+            systems.append(system)
+            splits.append(split)
+            labels.append(" ".join(filter(None, (artifact.name, name, chosen))))
             sizes.append(artifact.size)
-            asked = [] if artifact.native else ["--engine", name, "--compute", chosen]
-            arguments.append([str(artifact.folder), *asked])
-            shares.append(
-                audit(artifact, engine, seconds=min(10.0, len(wave) / artifact.frontend.sample_rate)).int8_share
+            asked = (
+                []
+                if artifact.native
+                else ["--engine", name.partition(" ")[0], *(["--compute", chosen] if chosen else [])]
             )
+            arguments.append([str(artifact.folder), *asked])
+            seconds = min(10.0, len(wave) / artifact.frontend.sample_rate)
+            shares.append(audit(artifact, engines, seconds=seconds).int8_share)
     count = EngineOptions(threads).thread_count
-    timings, encoders = _both_ways(systems, wave, rounds, progress)
+    timings, encoders = _both_ways(systems, splits, wave, rounds, progress)
     prints: list[Footprint | None] = [None] * len(systems)
     if memory:
         trusting = ["--trust"] if trust else []
@@ -128,20 +142,25 @@ def bench(
             needs,
             share,
             wer,
+            () if split is None else split.shares(rounds),
         )
-        for label, timing, encoder, size, needs, share, wer in zip(
-            labels, timings, encoders, sizes, prints, shares, rates_of, strict=True
+        for label, timing, encoder, size, needs, share, wer, split in zip(
+            labels, timings, encoders, sizes, prints, shares, rates_of, splits, strict=True
         )
     ]
 
 
 def _both_ways(
-    systems: Sequence[Transcriber], wave: Waveform, rounds: int, progress: bool
+    systems: Sequence[Transcriber],
+    splits: Sequence[SplitRun | None],
+    wave: Waveform,
+    rounds: int,
+    progress: bool,
 ) -> tuple[list[Timing], list[Timing]]:
     """Times from the wave to the text, and of the encoders alone, all in turns of one run."""
     calls: dict[str, Callable[[], object]] = {}
-    for i, system in enumerate(systems):
-        calls[f"whole {i}"] = partial(system.transcribe, [wave])
+    for i, (system, split) in enumerate(zip(systems, splits, strict=True)):
+        calls[f"whole {i}"] = partial(system.transcribe, [wave]) if split is None else partial(split, wave)
         calls[f"encoder {i}"] = system.encoder_call(wave)
     found = time_calls(calls, len(wave) / systems[0].sample_rate, rounds=rounds, progress=progress)
     named = {key: replace(timing, system=systems[int(key.split()[1])].name) for key, timing in found.items()}
@@ -149,13 +168,34 @@ def _both_ways(
     return whole, encoders
 
 
-def _engines(artifact: Artifact, options: EngineOptions, trust: bool) -> Iterator[tuple[str, str, Engine]]:
-    """Every engine and compute type that ``artifact`` runs on; a native one has one of each."""
+def _system(artifact: Artifact, engines: Mapping[str, Engine]) -> tuple[Transcriber, SplitRun | None]:
+    """An artifact as it is timed, whole; one in parts with a second one whose parts are clocked."""
+    if not artifact.parts:
+        return recogniser(artifact, engines, chunk_seconds=0), None
+    clock = Clock()
+    clocked = replace(artifact, frontend=cast(Frontend, ClockedFrontend(artifact.frontend, clock)))
+    watched = {part: cast(Engine, ClockedEngine(part, engine, clock)) for part, engine in engines.items()}
+    return recogniser(artifact, engines), SplitRun(recogniser(clocked, watched), clock, tuple(engines))
+
+
+def _engines(
+    artifact: Artifact, options: EngineOptions, trust: bool
+) -> Iterator[tuple[str, str, Mapping[str, Engine]]]:
+    """Every engine and compute type that ``artifact`` runs on; a native one has one of each.
+
+    One in parts has all of them on the same engine, and then each on its fastest, ``auto``, unless that is the same.
+    """
     if artifact.native:
-        yield artifact.engine, artifact.compute, load_native(artifact, threads=options.threads, trust=trust)
+        native = load_native(artifact, threads=options.threads, trust=trust)
+        yield artifact.engine, artifact.compute, {WHOLE: native}
         return
     for name, chosen in candidates(options):
-        yield name, chosen.compute, load_engine(name, artifact.graph, chosen)
+        graphs = artifact.graphs.items()
+        yield name, chosen.compute, {part: load_engine(name, graph, chosen) for part, graph in graphs}
+    if artifact.parts:
+        best = load(artifact, engine="auto", threads=options.threads).engines
+        if len({(engine.name, engine.compute) for engine in best.values()}) > 1:
+            yield f"auto ({describe_engines(best)})", "", best
 
 
 def _footprints(

@@ -13,57 +13,28 @@ from quantasr.artifact import Artifact
 from quantasr.measure.audit import Audit
 from quantasr.measure.bench import BenchRow
 from quantasr.measure.bit_widths import BitWidths
+from quantasr.measure.cells import difference_cell, megabytes, percent, plain_table, rate_cell, types_cell
 from quantasr.measure.evaluate import EvalResult, Evaluation
 from quantasr.measure.lm_weights import Weights, WeightSearch
 from quantasr.measure.sensitivity import RULE, Part, Sensitivity
-from quantasr.speech.scoring import PairedComparison, Score
-
-
-def _table(title: str, *columns: str, caption: str | None = None) -> Table:
-    """A table of plain text: rich takes what stands in brackets for its markup, so that is escaped."""
-    table = Table(
-        title=escape(title), caption=escape(caption or "") or None, title_justify="left", caption_justify="left"
-    )
-    for i, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if i == 0 else "right")
-    return table
-
-
-def percent(value: float) -> str:
-    """A fraction as a percentage with two decimals."""
-    return f"{100 * value:.2f} %"
-
-
-def megabytes(size: int) -> str:
-    """Bytes as megabytes (10^6)."""
-    return f"{size / 1e6:.1f} MB" if size < 100e6 else f"{size / 1e6:.0f} MB"
-
-
-def _rate(score: Score) -> str:
-    low, high = score.interval
-    return f"{100 * score.rate:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
-
-
-def _difference(pair: PairedComparison) -> str:
-    low, high = pair.interval
-    return f"{100 * pair.difference:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+from quantasr.speech.scoring import Score
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Error rates with counts and intervals, RTF, and each system's difference from the first."""
     first = evaluation.results[0]
     words = first.wer.counts.reference_length
-    table = _table(
+    table = plain_table(
         f"{len(first.utterances)} utterances, {words} words, {first.audio_seconds / 60:.1f} min",
         *("system", "WER [95 %]", "S", "D", "I", "CER", "RTF", "WER − first [95 %]"),
         caption="RTF: processing time ÷ audio time, lower is better. Difference: paired bootstrap, in points.",
     )
-    differences = ["", *map(_difference, evaluation.against_first())]
+    differences = ["", *map(difference_cell, evaluation.against_first())]
     for result, difference in zip(evaluation.results, differences, strict=True):
         counts = result.wer.counts
         table.add_row(
             escape(result.system),
-            _rate(result.wer),
+            rate_cell(result.wer),
             str(counts.substitutions),
             str(counts.deletions),
             str(counts.insertions),
@@ -77,7 +48,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 def bench_table(rows: Sequence[BenchRow]) -> Table:
     """Times as ratios to the first row, memory, size and int8 share."""
     timing = rows[0].timing
-    table = _table(
+    table = plain_table(
         f"{timing.audio_seconds:.1f} s of audio, batch 1, {rows[0].threads} threads, "
         f"{len(timing.seconds)} turns interleaved",
         *(
@@ -108,16 +79,15 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
             "" if row.footprint is None else megabytes(row.footprint.peak_bytes),
             megabytes(row.size),
             "" if row.int8_share is None else percent(row.int8_share),
-            *([_rate(row.wer)] if row.wer else []),
+            *([rate_cell(row.wer)] if row.wer else []),
         )
     return table
 
 
 def audit_table(audit: Audit) -> Table:
     """Each layer: planned, executed, share of the work, and why it stayed float."""
-    share = ", ".join(f"{percent(value)} {name}" for name, value in audit.share.items())
-    table = _table(
-        f"{audit.engine} ({audit.compute}): multiply-accumulates {share}",
+    table = plain_table(
+        f"{audit.engine} ({audit.compute}): multiply-accumulates {types_cell(audit.share)}",
         *("layer", "kind", "recipe", "executed in", "share of MACs", "why float"),
     )
     for layer in audit.layers:
@@ -126,7 +96,7 @@ def audit_table(audit: Audit) -> Table:
             layer.kind,
             layer.planned,
             layer.executed,
-            percent(layer.macs / audit.macs),
+            percent(layer.macs / max(audit.macs, 1)),
             escape(layer.reason),
         )
     return table
@@ -135,7 +105,7 @@ def audit_table(audit: Audit) -> Table:
 def native_table(engine: str, compute: str, measured: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> Table:
     """Which layers run in PyTorch's own int8, which stay float and why, and how int8 is entered and left."""
     kept = [row for row in layers if "kernel" in row]
-    table = _table(
+    table = plain_table(
         f"{engine}, float rest {compute}: {len(kept)} of {len(layers)} layers in int8, "
         f"{percent(measured['int8_share'])} of multiply-accumulates; int8 is entered {measured['entries']} and left "
         f"{measured['exits']} times",
@@ -150,7 +120,7 @@ def native_table(engine: str, compute: str, measured: Mapping[str, Any], layers:
 
 def rounded_table(copy: Mapping[str, Any]) -> Table:
     """The weights of a Kaldi model's copy (:meth:`quantasr.pipeline_kaldi.Requantized.to_dict`), with their errors."""
-    table = _table(
+    table = plain_table(
         f"{copy['path']}: {copy['recipe']}",
         *("component", "type", "shape", "bits", "scales", "mean error ÷ rms", "largest error ÷ rms"),
         caption=f"float as they were: {', '.join(copy['left_float']) or 'none'}",
@@ -196,7 +166,7 @@ def sensitivity_table(found: Sensitivity) -> Table:
     scored = found.parts[0].harm.wer is not None
     timed = f", time on {found.engine} ({found.compute}), {found.audio_seconds:.1f} s" if found.engine else ""
     left_out = Counter(found.left_out.values())
-    table = _table(
+    table = plain_table(
         f"{found.model}: one {found.by} in int8, {found.utterances} utterances{timed}",
         *("int8 in", "layers", "MACs", "KL", "same best"),
         *(["WER − float [95 %]", "S / D / I"] if scored else []),
@@ -225,7 +195,7 @@ def _part(part: Part, scored: bool, timed: bool) -> list[str]:
     ]
     if scored and harm.wer is not None:
         counts = harm.wer.b.counts
-        cells.append(_difference(harm.wer))
+        cells.append(difference_cell(harm.wer))
         cells.append(f"{counts.substitutions} / {counts.deletions} / {counts.insertions}")
     if timed:
         cells.append("-" if part.time is None else escape(str(part.time)))
@@ -239,7 +209,7 @@ def bit_widths_table(found: BitWidths) -> Table:
     counts = found.score(first).counts.reference_length
     units = "words" if found.unit == "word" else "characters"
     ranges = "ranges of each utterance" if found.ranges == "per_utterance" else "calibrated ranges"
-    table = _table(
+    table = plain_table(
         f"{found.model}: {len(first.utterances)} utterances, {counts} {units}, "
         f"{first.audio_seconds / 60:.1f} min; {found.layers} of {found.candidates} layers quantized",
         *("bits", "quantized", "scales", f"{rate} [95 %]", "S", "D", "I", other, f"{rate} − float [95 %]"),
@@ -255,10 +225,10 @@ def bit_widths_table(found: BitWidths) -> Table:
         score, second = found.score(result), result.cer if found.unit == "word" else result.wer
         errors = score.counts
         table.add_row(
-            *(bits, escape(what), scales, _rate(score)),
+            *(bits, escape(what), scales, rate_cell(score)),
             *map(str, (errors.substitutions, errors.deletions, errors.insertions)),
             percent(second.rate),
-            "" if result is first else _difference(found.against_float(result)),
+            "" if result is first else difference_cell(found.against_float(result)),
             "-" if size is None else megabytes(size),
             "-" if size is None else f"{size / found.size:.3f}",
             rtf,
@@ -285,12 +255,12 @@ def weights_table(found: WeightSearch) -> Table:
     where = "other speech, on which they were not chosen" if found.separate else (
         "THE SAME SPEECH, on which they were chosen: on new speech they will do worse"
     )  # fmt: skip
-    table = _table(
+    table = plain_table(
         f"{rate} over LM weight and word penalty ({len(next(iter(grid.scores.values())).utterances)} utterances)",
         "LM weight",
         *(f"penalty {penalty:g}" for penalty in penalties),
         caption=f"Best: {chosen}. With these, on {where}: {scored.counts}, 95 % [{100 * low:.2f}, {100 * high:.2f}]; "
-        f"{_difference(found.comparison)} points against the search's own ({grid.own}).",
+        f"{difference_cell(found.comparison)} points against the search's own ({grid.own}).",
     )
     for weight in weights:
         cells = []
@@ -304,13 +274,13 @@ def weights_table(found: WeightSearch) -> Table:
 
 def speakers_table(speakers: Mapping[str, Score]) -> Table:
     """Each speaker's error rate with its counts."""
-    table = _table("speakers", "speaker", "utterances", "length", "error rate [95 %]", "S", "D", "I")
+    table = plain_table("speakers", "speaker", "utterances", "length", "error rate [95 %]", "S", "D", "I")
     for name, found in speakers.items():
         counts = found.counts
         table.add_row(
             escape(name),
             *map(str, (len(found.utterances), counts.reference_length)),
-            _rate(found),
+            rate_cell(found),
             *map(str, (counts.substitutions, counts.deletions, counts.insertions)),
         )
     return table
