@@ -18,8 +18,8 @@ _SPLIT = "/WithoutBiases"
 
 # What engines let a matrix product or convolution do on top, in the same kernel. Shapes stay as they are.
 _EPILOGUES = {
-    *("Add", "Clamp", "Convert", "Divide", "Elu", "FakeQuantize", "Gelu", "HSwish", "Multiply", "PRelu", "Relu"),
-    *("Sigmoid", "Softmax", "Subtract", "Swish", "Tanh"),
+    *("Add", "Clamp", "Convert", "Divide", "Elu", "FakeQuantize", "Gelu", "HSwish", "Identity", "Multiply", "PRelu"),
+    *("Relu", "Sigmoid", "Softmax", "Subtract", "Swish", "Tanh"),
 }
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from quantasr.errors import ArtifactError
 from quantasr.export.hoist import hoist
 from quantasr.export.lower import lower
-from quantasr.export.tidy import store_halves, tidy
+from quantasr.export.tidy import keep_names, store_halves, tidy
 from quantasr.numerics.fake_quantize import DOMAIN
 from quantasr.numerics.quantizers import Phase
 from quantasr.quantize.prepare import Prepared
@@ -186,6 +186,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 def _finish(graph: onnx.ModelProto, model: AsrModel) -> onnx.ModelProto:
     tidy(graph)
+    keep_names(graph.graph)
     del graph.opset_import[:]
     # Between opsets 20 and 21 operators only gained types, so the number alone changes.
     graph.opset_import.append(onnx.helper.make_opsetid("", OPSET))

@@ -9,11 +9,28 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quantasr.numerics.qtypes import HALF_FROM
 
+_PRODUCTS = {"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"}
+
 
 def tidy(graph: onnx.ModelProto) -> None:
     """Drop identities of constants and everything that nothing reads, in place."""
     _bypass_identities(graph.graph)
     _drop_unused(graph.graph)
+
+
+def keep_names(graph: onnx.GraphProto) -> None:
+    """Put an Identity behind each matrix product or convolution that gives an output of the graph.
+
+    OpenVINO calls a node that gives an output by the output's name, so nothing would say which layer it was. Engines
+    fold the Identity away.
+    """
+    outputs = {o.name for o in graph.output}
+    for node in list(graph.node):
+        if node.op_type in _PRODUCTS and node.output[0] in outputs:
+            name, node.output[0] = node.output[0], f"{node.output[0]}_before"
+            for reader in graph.node:
+                reader.input[:] = [node.output[0] if read == name else read for read in reader.input]
+            graph.node.append(helper.make_node("Identity", [node.output[0]], [name], name=f"/{name}"))
 
 
 def _bypass_identities(graph: onnx.GraphProto) -> None:
