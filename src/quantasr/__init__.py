@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantasr.bit_widths import bit_widths as bit_widths
     from quantasr.measure.evaluate import evaluate as evaluate
+    from quantasr.measure.retune import retune as retune
     from quantasr.pipeline import quantize as quantize
     from quantasr.pipeline_in_place import quantize_in_place as quantize_in_place
     from quantasr.pipeline_training import finetune as finetune
@@ -40,6 +41,7 @@ _VERBS = {
     "qat": "quantasr.pipeline_training",
     "quantize": "quantasr.pipeline",
     "quantize_in_place": "quantasr.pipeline_in_place",
+    "retune": "quantasr.measure.retune",
     "sensitivity": "quantasr.sensitivity",
 }
 # What the extra `quantize` brings.
@@ -55,6 +57,7 @@ __all__ = [
     "qat",
     "quantize",
     "quantize_in_place",
+    "retune",
     "sensitivity",
 ]
 

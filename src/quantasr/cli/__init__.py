@@ -21,6 +21,7 @@ COMMANDS = (
     "bench",
     "inspect",
     "sensitivity",
+    "retune",
     "finetune",
     "qat",
     "compile-graph",

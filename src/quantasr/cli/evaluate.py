@@ -13,10 +13,10 @@ from quantasr.cli.options import (
     add_manifest,
     add_trust,
     count,
-    decoder_options,
     is_artifact,
     load_original,
     open_recogniser,
+    original_options,
     read_speech,
 )
 from quantasr.cli.output import say, show, write_json
@@ -129,8 +129,9 @@ def _run_widths(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         check_plot(arguments.plot)
     both = ("per_tensor", "per_channel")
+    model = load_original(where, arguments)
     found = quantasr.bit_widths(
-        load_original(where, arguments),
+        model,
         read_speech(arguments.manifest, arguments),
         bits=arguments.bits,
         calibration=None
@@ -139,7 +140,7 @@ def _run_widths(arguments: argparse.Namespace) -> int:
         granularities=both if arguments.granularity == "both" else (arguments.granularity,),
         recipe=arguments.recipe,
         beside=[open_recogniser(other, arguments) for other in others],
-        decoding=decoder_options(arguments),
+        decoding=original_options(model, arguments),
         unit="character" if arguments.cer else "word",
         normalizer=arguments.normalizer,
         limit=arguments.limit,

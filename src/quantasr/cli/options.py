@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from quantasr.sources import AsrModel
     from quantasr.speech.transcript import Transcriber
 
+
+GREEDY_WIDTHS = {"attention": 0}
+"""The beam width that stands for a greedy search, where it is not 1."""
 
 NAMED = 20
 """Words that are named where there may be many."""
@@ -46,6 +50,29 @@ def seconds(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text}: give more than 0 seconds")
     return value
+
+
+def engines(text: str) -> str | dict[str, str]:
+    """``auto``, an engine, or one for each part: ``encoder=openvino,decoder=onnxruntime``."""
+    known = ("auto", *ENGINES)
+    named = dict(pair.partition("=")[::2] for pair in text.split(",")) if "=" in text else {"": text}
+    for name in named.values():
+        if name not in known:
+            raise argparse.ArgumentTypeError(
+                f"{text}: choose from {', '.join(known)}; of a model in parts also encoder=openvino,decoder=onnxruntime"
+            )
+    return named if "=" in text else text
+
+
+def named_value(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE``: a number, true, false, null, a list in brackets, or text."""
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise argparse.ArgumentTypeError(f"{text}: write a name and a value, such as beam_width=4")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def add_command(subparsers: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -94,7 +121,12 @@ def read_speech(path: str, arguments: argparse.Namespace, *, format: str | None 
 
 def add_engine(command: argparse.ArgumentParser) -> None:
     """``--engine``, ``--compute`` and ``--threads``."""
-    command.add_argument("--engine", choices=["auto", *ENGINES], help="default: what the recipe says; auto measures")
+    command.add_argument(
+        "--engine",
+        type=engines,
+        metavar=f"{{auto,{','.join(ENGINES)}}}",
+        help="default: what the recipe says; auto measures; of a model in parts also encoder=openvino,decoder=...",
+    )
     command.add_argument("--compute", choices=COMPUTE, help="type of the float rest; default: what the recipe says")
     add_threads(command)
 
@@ -111,6 +143,16 @@ def add_decoder(command: argparse.ArgumentParser) -> None:
     group.add_argument("--greedy", action="store_true", help="the best token of each frame, whatever the model brings")
     group.add_argument("--lm", type=Path, metavar="FILE", help="KenLM n-gram, ARPA or binary")
     group.add_argument("--beam-width", type=count, metavar="N", help="beam search with N beams (64 with --lm)")
+    group.add_argument("--language", metavar="NAME", help="Whisper: what is spoken, as en or english (it finds out)")
+    group.add_argument("--task", help="Whisper: transcribe, or translate into English (transcribe)")
+    group.add_argument(
+        "--option",
+        type=named_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any option of a search that goes step by step: blank_penalty=0.5; may be given again",
+    )
     group.add_argument("--alpha", type=float, default=0.5, help="weight of the language model (0.5)")
     group.add_argument("--beta", type=float, default=1.5, help="bonus for each word (1.5)")
     group.add_argument(
@@ -127,10 +169,19 @@ def add_trust(command: argparse.ArgumentParser) -> None:
     )
 
 
-def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The ``decoder`` or ``grammar`` that the options ask for, as a keyword argument; empty for the model's own."""
+def decoder_options(arguments: argparse.Namespace, decoder: str = "ctc", *, steps: bool = False) -> dict[str, Any]:
+    """What the options say of decoding, as keyword arguments of a recogniser; empty for the model's own.
+
+    ``decoder`` is that of the model, and ``steps`` whether it goes step by step. Raises RecipeError for options that
+    belong to other models.
+    """
     if not hasattr(arguments, "greedy"):
         return {}  # a subcommand without these options
+    if steps:
+        return _step_options(arguments, decoder)
+    for name in ("language", "task", "option"):
+        if getattr(arguments, name):
+            raise RecipeError(f"--{name} is for models that decode step by step: Whisper, transducers, attention")
     if arguments.grammar is not None:
         if arguments.greedy or arguments.lm is not None or arguments.beam_width is not None:
             raise RecipeError("--grammar is for Kaldi and Vosk models, --lm, --beam-width and --greedy are for others")
@@ -151,6 +202,24 @@ def decoder_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"decoder": BeamDecoder(beam_width=width, alpha=arguments.alpha, beta=arguments.beta, lm=arguments.lm)}
 
 
+def _step_options(arguments: argparse.Namespace, decoder: str) -> dict[str, Any]:
+    """Of searches that go step by step, which know by themselves what they do not have."""
+    for name in ("lm", "grammar"):
+        if getattr(arguments, name) is not None:
+            raise RecipeError(f"--{name} is for CTC, Kaldi and Vosk models: this one decodes step by step")
+    if arguments.greedy and arguments.beam_width is not None:
+        raise RecipeError("--greedy is no beam search: leave it out, or --beam-width")
+    found = dict(arguments.option)
+    if arguments.greedy:
+        found["beam_width"] = GREEDY_WIDTHS.get(decoder, 1)
+    found |= {
+        name: value for name in ("beam_width", "language", "task") if (value := getattr(arguments, name)) is not None
+    }
+    if decoder == "whisper" and (getattr(arguments, "words", False) or getattr(arguments, "confidences", False)):
+        found["word_timestamps"] = True
+    return found
+
+
 def is_artifact(where: str) -> bool:
     """Whether ``where`` is an artifact folder, perhaps a damaged one, and not a model in its own framework."""
     return any((Path(where) / name).is_file() for name in (MANIFEST, GRAPH, NATIVE))
@@ -158,20 +227,22 @@ def is_artifact(where: str) -> bool:
 
 def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -> Transcriber:
     """An artifact on the engine that the options name, or an original model in PyTorch."""
-    options = decoder_options(arguments) | options
     if is_artifact(where):
+        from quantasr.artifact import Artifact
         from quantasr.runtime import load
 
+        artifact = Artifact.load(where)
         recogniser: Transcriber = load(
-            where,
+            artifact,
             engine=arguments.engine,
             compute=arguments.compute,
             threads=arguments.threads,
             trust=arguments.trust,
-            **options,
+            **decoder_options(arguments, artifact.decoder, steps=bool(artifact.parts)) | options,
         )
     else:
         model = load_original(where, arguments)
+        options = original_options(model, arguments) | options
         if "grammar" in options and model.decoder != "lattice":
             raise RecipeError(f"{model.name}: has no decoding graph: --grammar is for Kaldi and Vosk models")
         recogniser = model.transcriber(name=f"{model.name} [PyTorch fp32]", **options)
@@ -181,6 +252,13 @@ def open_recogniser(where: str, arguments: argparse.Namespace, **options: Any) -
         more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
         say(f"quantasr: {arguments.grammar}: {where} does not know {named}{more}: left out of the grammar")
     return recogniser
+
+
+def original_options(model: AsrModel, arguments: argparse.Namespace) -> dict[str, Any]:
+    """:func:`decoder_options` for a model in its own framework."""
+    from quantasr.sources.parts_model import PartsModel
+
+    return decoder_options(arguments, model.decoder, steps=isinstance(model, PartsModel))
 
 
 def load_original(where: str, arguments: argparse.Namespace) -> AsrModel:

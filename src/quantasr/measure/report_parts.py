@@ -9,8 +9,10 @@ from rich.table import Table
 
 from quantasr.measure.audit import Audit
 from quantasr.measure.bench import BenchRow
-from quantasr.measure.cells import percent, plain_table, types_cell
+from quantasr.measure.cells import difference_cell, percent, plain_table, rate_cell, types_cell
+from quantasr.measure.retune import Retuned
 from quantasr.measure.split import SEARCH, Share
+from quantasr.speech.scoring import Score, compare_scores
 
 
 def audit_parts_table(audit: Audit) -> Table:
@@ -55,3 +57,33 @@ def _stage(share: Share | None, whole: float) -> str:
         return "-"
     calls = f" × {share.calls}" if share.calls > 1 else ""
     return f"{share.seconds * 1e3:.1f} ms, {100 * share.seconds / whole:.0f} %{calls}"
+
+
+def retune_table(found: Retuned) -> Table:
+    """Every run over the tuning speech with its errors, the chosen one marked, and both on other speech."""
+    result = found.before.result
+    words = result.wer.counts.reference_length
+    own = ", ".join(f"{name} {value}" for name, value in found.own.items())
+    table = plain_table(
+        f"{found.artifact}: tuned on {len(result.utterances)} utterances, {words} words; as it is: {own}",
+        *("decoded with", "WER [95 %]", "S", "D", "I", "WER − as it is [95 %]"),
+        caption="* chosen. Difference: paired bootstrap, in points; on the tuning speech it flatters the choice.",
+    )
+    for trial in found.trials:
+        mark = "* " if trial is found.best else "  "
+        pair = None if trial is found.before else compare_scores(found.before.result.wer, trial.result.wer)
+        table.add_row(
+            mark + escape(trial.name), *_errors(trial.result.wer), "" if pair is None else difference_cell(pair)
+        )
+    if found.evaluation is not None:
+        table.add_section()
+        before, after = found.evaluation.results
+        (pair,) = found.evaluation.against_first()
+        table.add_row("  evaluation, as it was", *_errors(before.wer), "")
+        table.add_row("* evaluation, retuned", *_errors(after.wer), difference_cell(pair))
+    return table
+
+
+def _errors(score: Score) -> tuple[str, ...]:
+    counts = score.counts
+    return rate_cell(score), str(counts.substitutions), str(counts.deletions), str(counts.insertions)

@@ -46,6 +46,9 @@ class StepTranscriber(ABC):
     tokenizer_type: ClassVar[Any] = Tokenizer
     """The class of its tokenizer, with ``to_dict`` and ``from_dict``."""
 
+    options: Any = None
+    """What the search was told: a frozen dataclass of its own."""
+
     artifact: Any = None
     """Where its parts come from, if they are graphs."""
 
@@ -88,6 +91,11 @@ class StepTranscriber(ABC):
     def sample_rate(self) -> int:
         """Samples per second that the waves must have."""
         return self.frontend.sample_rate
+
+    @property
+    def tunable(self) -> Mapping[str, Sequence[Any]]:
+        """Options that can make up for what quantization changed, and values of each that ``retune`` tries."""
+        return {}
 
     @abstractmethod
     def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:

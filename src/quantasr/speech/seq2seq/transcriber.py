@@ -36,6 +36,7 @@ class SearchTranscriber(StepTranscriber):
 
     decoder: ClassVar[str] = "attention"
     tokenizer: Tokenizer
+    options: SearchOptions
 
     def __init__(
         self,
@@ -69,6 +70,25 @@ class SearchTranscriber(StepTranscriber):
                 f"{name}: {len(tokenizer)} tokens for a decoder with {self.options.vocabulary} outputs: make it again"
             )
         self.pieces = PauseCutter(self.options.chunk_seconds, self.sample_rate)
+
+    @property
+    def tunable(self) -> Mapping[str, Sequence[Any]]:
+        """With a beam: the weights of its scorers, and when a hypothesis may end."""
+        options = self.options
+        found: dict[str, Sequence[Any]] = {}
+        if options.greedy:
+            return found
+        if options.ctc_weight:
+            found["ctc_weight"] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+        if options.lm_weight:
+            found["lm_weight"] = tuple(
+                round(options.lm_weight * ratio, 4) for ratio in (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
+            )
+        if not options.length_normalization:
+            found["length_weight"] = (-0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5)
+        if options.eos_threshold is not None:
+            found["eos_threshold"] = (1.0, 1.2, 1.5, 1.8, 2.2)
+        return found
 
     def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
         """As :class:`StepTranscriber`; raises AudioError, naming the wave, when one is empty, not mono, or has NaN."""

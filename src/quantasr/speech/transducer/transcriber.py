@@ -22,8 +22,11 @@ from quantasr.speech.transducer.ctc_head import CtcHead
 from quantasr.speech.transducer.greedy import GreedySearch
 from quantasr.speech.transducer.hypothesis import Hypothesis
 from quantasr.speech.transducer.network import Floats, Network, log_softmax
-from quantasr.speech.transducer.options import settings
+from quantasr.speech.transducer.options import TransducerOptions, settings
 from quantasr.speech.transducer.seams import spliced
+
+_NATS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""Values of ``blank_penalty`` or ``length_bonus`` to be tried."""
 
 
 class Search(Protocol):
@@ -53,6 +56,7 @@ class TransducerTranscriber(StepTranscriber):
     """
 
     decoder: ClassVar[str] = "transducer"
+    options: TransducerOptions
 
     def __init__(
         self,
@@ -82,6 +86,14 @@ class TransducerTranscriber(StepTranscriber):
             )
         elif self.options.beam_width > 1:
             BeamSearch.check(self._network, self.options)
+
+    @property
+    def tunable(self) -> Mapping[str, Sequence[Any]]:
+        """What weighs blanks against tokens: quantized models lose tokens. In an RNN-T's beam search, only one does."""
+        if self._ctc is not None:
+            return {}
+        beam = self.options.beam_width > 1 and len(self._network.durations) == 1
+        return {"length_bonus" if beam else "blank_penalty": _NATS}
 
     def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
         """Transcribe a batch; the text of each is the same as when it is transcribed alone.

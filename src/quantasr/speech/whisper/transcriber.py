@@ -17,7 +17,7 @@ from quantasr.speech.steps import StepTranscriber
 from quantasr.speech.transcript import Transcript, Waveform, Word
 from quantasr.speech.whisper.fallback import decide
 from quantasr.speech.whisper.levels import LevelStream, loudest_of
-from quantasr.speech.whisper.options import settings
+from quantasr.speech.whisper.options import WhisperOptions, settings
 from quantasr.speech.whisper.segments import ROWS_PER_STEP, TIME_STEP, Segment, cut, read_before
 from quantasr.speech.whisper.tokenizer import WhisperTokenizer
 from quantasr.speech.whisper.transcript import WhisperTranscript
@@ -38,6 +38,9 @@ class _Heard:
     conditioned: bool = False
 
 
+_GATES = {"logprob_threshold": (-1.5, -1.25, -1.0, -0.75, -0.5), "no_speech_threshold": (0.4, 0.5, 0.6, 0.7, 0.8)}
+
+
 class WhisperTranscriber(StepTranscriber):
     """A :class:`~quantasr.speech.transcript.Transcriber` around a Whisper model's ``encoder`` and ``decoder``.
 
@@ -46,6 +49,7 @@ class WhisperTranscriber(StepTranscriber):
     """
 
     decoder: ClassVar[str] = "whisper"
+    options: WhisperOptions
 
     def __init__(
         self,
@@ -76,6 +80,17 @@ class WhisperTranscriber(StepTranscriber):
         self._window = WindowSearch(parts, self.facts, self.options, name)
         self._rows = frontend.window_frames
         self._chunk_rows = min(self._rows, round(self.options.chunk_seconds * self._rows / frontend.chunk_seconds))
+
+    @property
+    def tunable(self) -> Mapping[str, Sequence[Any]]:
+        """The gates that judge a text by its probability, and with a beam how texts of unlike lengths compare."""
+        found: dict[str, Sequence[Any]] = {"length_penalty": (0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)}
+        if self.options.beam_width == 1:
+            found = {}
+        for name, values in _GATES.items():
+            if getattr(self.options, name) is not None:
+                found[name] = values
+        return found
 
     def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
         """Transcribe a batch; the text of each is the same as when it is transcribed alone.
