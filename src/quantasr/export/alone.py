@@ -46,6 +46,11 @@ def alone(traced: onnx.ModelProto, prepared: Prepared, paths: Collection[str]) -
     return finish_quantized(graph, prepared)
 
 
+def labels(traced: onnx.ModelProto) -> set[str]:
+    """The paths of the layers and attention products that have a quantizer in a traced graph."""
+    return {label for node in traced.graph.node if (label := _label(node)) is not None}
+
+
 def _label(node: onnx.NodeProto) -> str | None:
     """The path of the layer that a quantizer's node belongs to; None for other nodes."""
     if node.domain != DOMAIN:

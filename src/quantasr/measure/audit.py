@@ -89,12 +89,12 @@ class Audit:
     @property
     def engine(self) -> str:
         """What ran it: an engine, or each part's."""
-        return _of_parts({part.name: part.engine for part in self.parts})
+        return of_parts({part.name: part.engine for part in self.parts})
 
     @property
     def compute(self) -> str:
         """The type of the float rest, or of each part's."""
-        return _of_parts({part.name: part.compute for part in self.parts})
+        return of_parts({part.name: part.compute for part in self.parts})
 
     @property
     def ops(self) -> tuple[ExecutedOp, ...]:
@@ -181,7 +181,7 @@ def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in shares.items()}
 
 
-def _of_parts(named: Mapping[str, str]) -> str:
+def of_parts(named: Mapping[str, str]) -> str:
     """``openvino``, or ``encoder openvino, decoder onnxruntime`` where they differ."""
     if len(set(named.values())) == 1:
         return next(iter(named.values()))

@@ -27,9 +27,11 @@ from quantasr.sensitivity.advised import advised_recipe
 from quantasr.sensitivity.groups import BY, PRODUCTS, group_layers
 from quantasr.sensitivity.harm import WINDOW_SECONDS, compare
 from quantasr.sensitivity.macs import count_macs
+from quantasr.sensitivity.parts import parts_of
 from quantasr.sensitivity.study import Study, study
 from quantasr.sensitivity.times import GraphTimer, NativeTimer, Timer
 from quantasr.sources import AsrModel, FrameModel, load_model
+from quantasr.sources.parts_model import PartsModel
 from quantasr.speech.manifest import Utterance, check_disjoint
 from quantasr.speech.text import normalizer as find_normalizer
 from quantasr.speech.transcript import Waveform
@@ -89,7 +91,7 @@ def sensitivity(
     with _threads(threads):
         found = study(model, chosen, Waves(calibrating, model.sample_rate), progress=progress)
         try:
-            groups = group_layers(found.kinds, by, match)
+            groups = group_layers(found.kinds, by, match, parts_of(model) if by == "part" else None)
             if found.products and match is None:
                 groups[PRODUCTS] = found.products
             totals = {EVERYTHING: [path for paths in groups.values() for path in paths]}
@@ -193,12 +195,12 @@ def _timer(
 ) -> Timer:
     """What times: ``auto`` is PyTorch where the model makes no graph, and a graph's engine otherwise."""
     model = found.model
-    if engine == "auto" and not isinstance(model, FrameModel):
+    if engine == "auto" and not isinstance(model, FrameModel | PartsModel):
         engine = TORCH
     if engine.partition(":")[0] == TORCH:
         few = [utterance.load(model.sample_rate) for utterance in speech[:_NATIVE_SPEECH]]
         return NativeTimer(found, wave, few, _native_options(engine), rounds)
-    if not isinstance(model, FrameModel):
+    if not isinstance(model, FrameModel | PartsModel):
         raise EngineError(f"{model.name}: makes no graph, so engine {engine} cannot run it: use --engine {TORCH}")
     return GraphTimer(found, wave, engine, options, rounds)
 

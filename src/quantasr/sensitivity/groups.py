@@ -13,7 +13,7 @@ BY = {
     "module": "blocks (an index in the path, as encoder.layers.3), and the modules beside and around them",
     "layer": "each layer",
     "kind": "linear, conv1d, ...",
-    "part": "the first name of the path, as encoder",
+    "part": "encoder, decoder, joiner of a model in parts; of others the first name of the path",
 }
 """Ways to group layers."""
 
@@ -23,11 +23,14 @@ PRODUCTS = "attention products"
 _INDEX = re.compile(r"(.*_)?(\d+)")
 
 
-def group_layers(layers: Mapping[str, str], by: str, match: str | None = None) -> dict[str, list[str]]:
+def group_layers(
+    layers: Mapping[str, str], by: str, match: str | None = None, parts: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
     """``{path: kind}`` as ``{group: paths}``, both in the order of the model.
 
-    ``match`` restricts it to the layers of a :class:`~quantasr.recipes.pattern.Pattern`; names of groups do not depend
-    on it. Raises :class:`RecipeError` when ``by`` is unknown or nothing matches.
+    ``parts`` are those that the layers belong to, where a model is in parts. ``match`` restricts it to the layers of a
+    :class:`~quantasr.recipes.pattern.Pattern`; names of groups do not depend on it. Raises :class:`RecipeError` when
+    ``by`` is unknown or nothing matches.
     """
     if by not in BY:
         raise RecipeError(f"by = {by!r}: choose one of {', '.join(BY)}")
@@ -40,7 +43,7 @@ def group_layers(layers: Mapping[str, str], by: str, match: str | None = None) -
         "module": lambda: module_names(list(layers)),
         "layer": lambda: {path: path for path in layers},
         "kind": lambda: dict(layers),
-        "part": lambda: {path: path.partition(".")[0] for path in layers},
+        "part": lambda: {path: (parts or {}).get(path) or path.partition(".")[0] for path in layers},
     }[by]()
     groups: dict[str, list[str]] = {}
     for path in chosen:

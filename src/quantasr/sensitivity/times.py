@@ -8,20 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from quantasr.artifact import WHOLE
 from quantasr.engines import load_engine
 from quantasr.engines.engine import Engine, EngineOptions, frame_feed
+from quantasr.engines.feeds import part_feed
 from quantasr.engines.selection import candidates
 from quantasr.engines.torch_native.backends import adapt
 from quantasr.engines.torch_native.convert import calibrate_native, choose
 from quantasr.engines.torch_native.plan import Plan
 from quantasr.errors import EngineError
 from quantasr.export import save_graph
-from quantasr.export.alone import alone
+from quantasr.export.alone import alone, labels
 from quantasr.export.graph import trace_quantized
+from quantasr.measure.audit import of_parts
 from quantasr.measure.latency import Ratio, Timing, ratio, time_calls
 from quantasr.pipeline_native import NativeOptions
 from quantasr.quantize import prepare
 from quantasr.sensitivity.study import Study
+from quantasr.sources.parts_model import PartsModel, TorchPart
 from quantasr.speech.transcript import Waveform
 
 _CHOICE_ROUNDS = 3
@@ -51,33 +58,74 @@ class Timer(Protocol):
 
 
 class GraphTimer:
-    """On an engine for graphs. All graphs come from one trace; one at a time is loaded beside the float one."""
+    """On engines for graphs: the graph of the model, or of each of its parts, with its calls in speech so long."""
 
     def __init__(self, study: Study, wave: Waveform, engine: str, options: EngineOptions, rounds: int) -> None:
         """``auto`` takes the engine that runs the graph with all layers in int8 fastest; the same for compute types.
 
-        Raises :class:`EngineError` when no engine can run it.
+        Of a model in parts it is chosen for each. Raises :class:`EngineError` when none can run a graph.
         """
-        self._study, self._rounds = study, rounds
-        self._features = study.model.inputs([wave])[0].numpy()
-        self._seconds = len(wave) / study.model.sample_rate
-        self._traced = trace_quantized(study.prepared)
-        self._graphed = set(study.prepared.paths())
-        with tempfile.TemporaryDirectory() as folder:
-            self.engine, self._options = self._fastest(self._write(self._graphed, folder), engine, options)
-        self.compute = self._options.compute
-        self._float = self._load(())
+        model = study.model
+        self._rounds = rounds
+        parts: dict[str, TorchPart | None] = {WHOLE: None}
+        if isinstance(model, PartsModel):
+            parts = dict(model.parts())
+        self._graphs = {name: TimedGraph(study, part, wave, engine, options) for name, part in parts.items()}
+        self.engine, self.compute = (
+            of_parts({name: getattr(graph, what) for name, graph in self._graphs.items()})
+            for what in ("engine", "compute")
+        )
 
     def ratio(self, paths: Collection[str]) -> Ratio | str:
         """See :class:`Timer`."""
-        inside = self._graphed.intersection(paths)
-        if not inside:
+        if not any(graph.graphed.intersection(paths) for graph in self._graphs.values()):
             return "only --engine torch has int8 for it"
-        calls = {"int8": self._load(inside), "float": self._float}
-        times = _turn(self._float, self._seconds)
-        calls = {name: partial(_repeat, call, times) for name, call in calls.items()}
-        found = time_calls(calls, self._seconds, rounds=self._rounds)
-        return ratio(found["int8"], found["float"])
+        turns = [graph.turns(paths, self._rounds) for graph in self._graphs.values()]
+        seconds = np.sum(turns, axis=0)
+        return ratio(*(Timing("", 1.0, tuple(row.tolist())) for row in seconds))
+
+
+class TimedGraph:
+    """One graph. All its variants come from one trace; one at a time is loaded beside the float one."""
+
+    def __init__(
+        self, study: Study, part: TorchPart | None, wave: Waveform, engine: str, options: EngineOptions
+    ) -> None:
+        """``part`` None is the whole of a model that is one graph; ``wave`` is what it hears."""
+        self._study = study
+        self._seconds = len(wave) / study.model.sample_rate
+        if part is None:
+            self._feed, self._calls = frame_feed(study.model.inputs([wave])[0].numpy()), 1.0
+        elif "features" in part.inputs:
+            self._feed, self._calls = frame_feed(study.model.frontend(wave)[None]), 1.0
+        else:
+            self._feed, self._calls = part_feed(part.to_dict()), max(1.0, self._seconds * part.calls)
+        self._traced = trace_quantized(study.prepared, part)
+        self.graphed = labels(self._traced)
+        """The layers and attention products that have a quantizer in it."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.engine, self._options = self._fastest(self._write(self.graphed, folder), engine, options)
+        self.compute = self._options.compute
+        self._float = self._load(())
+        self._times = _turn(self._float, self._seconds)
+        self._alone: float | None = None
+
+    def turns(self, paths: Collection[str], rounds: int) -> NDArray[np.float64]:
+        """Seconds of all its calls, ``[2, rounds]``: with the layers at ``paths`` in int8, and in float.
+
+        Where it has none of them both are its usual time, which is measured once.
+        """
+        inside = self.graphed.intersection(paths)
+        if not inside and self._alone is not None:
+            return np.full((2, rounds), self._alone)
+        runs = {"int8": self._load(inside), "float": self._float} if inside else {"float": self._float}
+        calls = {name: partial(_repeat, run, self._times) for name, run in runs.items()}
+        found = time_calls(calls, self._seconds, rounds=rounds)
+        scale = self._calls / self._times
+        if not inside:
+            self._alone = scale * found["float"].p50
+            return np.full((2, rounds), self._alone)
+        return scale * np.array([found["int8"].seconds, found["float"].seconds])
 
     def _write(self, paths: Collection[str], folder: str) -> Path:
         graph = Path(folder) / "graph.onnx"
@@ -90,7 +138,7 @@ class GraphTimer:
             return self._run(load_engine(self.engine, self._write(paths, folder), self._options))
 
     def _run(self, engine: Engine) -> Callable[[], object]:
-        run = partial(engine.run, frame_feed(self._features))
+        run = partial(engine.run, self._feed)
         run()  # while the file is there: engines may read their weights when they are first used
         return run
 
