@@ -12,71 +12,66 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantasr.errors import ModelLoadError
+from quantasr.errors import AudioError, ModelLoadError
 from quantasr.sources.asr_model import Paths, evaluating
 from quantasr.sources.parts_model import PartsModel, TorchPart
-from quantasr.sources.speechbrain.parts import Layout, make_parts, read_layout
+from quantasr.sources.speechbrain.parts import TOKENS_PER_SECOND, Encoder, Layout, make_parts, read_layout
 from quantasr.sources.speechbrain.projections import project_attention
 from quantasr.sources.speechbrain.rewrites import rewrite
 from quantasr.sources.speechbrain.searcher import check_searcher
 from quantasr.speech.attention import AttentionTranscriber
-from quantasr.speech.frontend import Frontend, WaveFrontend, collate, noise
+from quantasr.speech.frontend import Frontend, MelDecibelFrontend, WaveFrontend, noise
 from quantasr.speech.parts import Parts
 from quantasr.speech.seq2seq import SearchTranscriber
 from quantasr.speech.transcript import Waveform
-
-_STEPS_PER_SECOND = 5
-"""Tokens of speech: 3 to 4 with the usual thousands of word pieces, 15 with characters."""
 
 # How many of an encoder's frames a search needs at least is found by trying waves of these lengths.
 _SHORTEST_SECONDS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 class AttentionGraph(nn.Module):
-    """What ``transcribe_batch`` runs, as a function of tensors: features, encoder, search with all its scorers."""
+    """What ``transcribe_batch`` runs, as a function of tensors: encoder and search with all its scorers."""
 
-    def __init__(self, interface: Any) -> None:
+    def __init__(self, interface: Any, encoder: Encoder | None = None) -> None:
+        """Without an ``encoder``, that of ``interface`` is called with waves, and makes its own features."""
         super().__init__()
         self.interface = interface
+        self.encoder = encoder
 
     @property
     def searcher(self) -> Any:
         """SpeechBrain's ``S2SBaseSearcher``, which holds embedding, decoder and output layer."""
         return self.interface.mods["decoder"]
 
+    @torch.no_grad()
     def forward(
         self,
-        waves: Tensor,
+        features: Tensor,
         lengths: Tensor | None = None,
         steps: Tensor | None = None,
         path: Tensor | None = None,
     ) -> Any:
-        """``waves`` ``[batch, time]``, ``lengths`` ``[batch]`` -> tokens ``[batch, longest]`` and their counts.
+        """``features`` ``[batch, time, ...]``, ``lengths`` ``[batch]`` -> tokens ``[batch, longest]`` and their counts.
 
-        With ``steps`` the search takes so many of them, wherever it would end; with 0 of them there is no search, and
-        the encoder's ``[batch, frames, width]`` are given. With ``path``, the token ids ``[tokens]`` of a single wave,
-        nothing is searched either: log-probs ``[tokens + 1, vocabulary]`` of each token and of the end, each given
-        those before it.
+        With ``steps`` the search takes so many of them, wherever it would end. With ``path``, the token ids
+        ``[tokens]`` of a single wave, nothing is searched: log-probs ``[tokens + 1, vocabulary]`` of each token and of
+        the end, each given those before it.
         """
-        relative = torch.ones(len(waves)) if lengths is None else lengths / lengths.max()
+        relative = torch.ones(len(features)) if lengths is None else lengths / lengths.max()
+        encoded = self.encoder(features) if self.encoder else self.interface.encode_batch(features, relative)
         if path is not None:
-            return self._score(waves, relative, path)
-        if steps is not None and not steps:
-            with torch.no_grad():
-                return self.interface.encode_batch(waves, relative)
+            return self._score(encoded, relative, path)
         with paced(self.searcher, None if steps is None else int(steps)):
-            _, found = self.interface.transcribe_batch(waves, relative)
+            found = self.searcher(encoded, relative)[0]
         counts = torch.tensor([len(tokens) for tokens in found])
         tokens = torch.full((len(found), int(counts.max())), self.searcher.eos_index)
         for row, ids in zip(tokens, found, strict=True):
             row[: len(ids)] = torch.as_tensor(ids)
         return tokens, counts
 
-    @torch.no_grad()
-    def _score(self, waves: Tensor, relative: Tensor, path: Tensor) -> Tensor:
+    def _score(self, encoded: Tensor, relative: Tensor, path: Tensor) -> Tensor:
         """The decoder along ``path``, in the searcher's own steps, without its scorers."""
         searcher = self.searcher
-        encoded = self.interface.encode_batch(waves, relative)
         frames = torch.round(encoded.shape[1] * relative).int()
         memory = searcher.reset_mem(1, device=encoded.device)
         rows = []
@@ -112,10 +107,9 @@ def paced(searcher: Any, steps: int | None) -> Iterator[None]:
 class AttentionModel(PartsModel):
     """A live ``EncoderDecoderASR``, and its parts where it comes apart.
 
-    ``module`` is ``interface.mods``. ``graph(waves)`` searches: ``[1, time]`` -> tokens ``[1, n]`` and their count. All
-    of that runs in ``interface``'s own code, so what is done to ``module`` is done to ``interface`` too. ``frontend``
-    is that of :meth:`parts`, whose search is ours. ``layout`` is None where the model only runs in SpeechBrain, for
-    the reason ``unsupported``.
+    ``module`` is ``interface.mods``. ``graph(features)`` searches with SpeechBrain's own code: -> tokens ``[1, n]`` and
+    their count. What is done to ``module`` is done to ``interface`` too. ``layout`` is None where the model only runs
+    in SpeechBrain, for the reason ``unsupported``; features are the wave then.
     """
 
     interface: Any
@@ -142,29 +136,27 @@ class AttentionModel(PartsModel):
         defaults["frame_seconds"] = self.frame_seconds
         return SearchTranscriber(parts, self.frontend, self.tokenizer, self.decoding, **defaults | options)
 
-    def inputs(self, waves: Sequence[Waveform]) -> tuple[Tensor, ...]:
-        """The waves themselves: SpeechBrain's search makes its own features."""
-        return (torch.from_numpy(collate(list(waves), 0.0)[0]),)
-
     def probe(self, seconds: float = 1.0, batch: int = 1) -> tuple[Tensor, ...]:
         """Noise, and steps as for speech of this length."""
-        samples = max(self.min_samples, round(seconds * self.sample_rate))
-        return self.paced(self.inputs([noise(self.frontend, samples, seed) for seed in range(batch)])[0])
+        return self.paced(super().probe(seconds, batch)[0])
 
-    def paced(self, waves: Tensor) -> tuple[Tensor, ...]:
-        """Arguments of ``graph`` that make it search for ``waves`` in as many steps as speech of this length takes."""
-        samples = torch.full((len(waves),), waves.shape[1])
-        return waves, samples, torch.tensor(max(1, round(_STEPS_PER_SECOND * waves.shape[1] / self.sample_rate)))
+    def paced(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Arguments of ``graph`` that make it search for ``features`` in as many steps as such speech takes."""
+        hop = self.frontend.hop_length if isinstance(self.frontend, MelDecibelFrontend) else 1
+        seconds = features.shape[1] * hop / self.sample_rate
+        lengths = torch.full((len(features),), features.shape[1])
+        return features, lengths, torch.tensor(max(1, round(TOKENS_PER_SECOND * seconds)))
 
     def recognise(self, wave: Waveform) -> str:
         """The text of a whole wave, as ``transcribe_batch`` gives it."""
-        text: str = self.interface.tokenizer.decode_ids(self._search(wave).tolist())
-        return text
+        with evaluating(self.module):
+            texts, _ = self.interface.transcribe_batch(torch.from_numpy(wave)[None], torch.ones(1))
+        return str(texts[0])
 
     def encode(self, wave: Waveform) -> Tensor:
-        """What the decoder attends to, ``[1, frames, size]``."""
-        with evaluating(self.module):
-            encoded: Tensor = self.graph(*self.inputs([wave]), steps=torch.tensor(0))
+        """What the decoder attends to, ``[1, frames, size]``, features included."""
+        with evaluating(self.module), torch.no_grad():
+            encoded: Tensor = self.interface.encode_batch(torch.from_numpy(wave)[None], torch.ones(1))
         return encoded
 
     def run(self, wave: Waveform) -> None:
@@ -216,15 +208,17 @@ def load_attention(interface: Any, where: str, provenance: dict[str, Any]) -> At
     except ModelLoadError as error:  # SpeechBrain's own search needs none of it
         unsupported = str(error)
     frontend: Frontend = WaveFrontend(int(interface.audio_normalizer.sample_rate), normalize=False)
-    graph = AttentionGraph(interface)
-    shortest = _shortest(graph, frontend.sample_rate, where)
+    graph = AttentionGraph(interface, None if layout is None else Encoder(interface, layout.head))
+    graph.train(interface.mods.training)
+    frontend = frontend if layout is None else layout.frontend
+    shortest = _shortest(graph, frontend, where)
     parameters = sum(p.numel() for p in interface.mods.parameters())
     return AttentionModel(
         name=str(provenance.get("name") or where.rstrip("/").rpartition("/")[2]),
         family="speechbrain_attention",
         module=interface.mods,
         graph=graph,
-        frontend=frontend if layout is None else layout.frontend,
+        frontend=frontend,
         padded_batches=False,
         min_samples=shortest if layout is None else max(shortest, layout.min_samples),
         tokenizer=None if layout is None else layout.tokenizer,
@@ -261,16 +255,15 @@ def name_scorers(interface: Any) -> None:
                 named |= {id(inner) for inner in part.modules()}
 
 
-def _shortest(graph: AttentionGraph, sample_rate: int, where: str) -> int:
+def _shortest(graph: AttentionGraph, frontend: Frontend, where: str) -> int:
     """Samples of the shortest wave for which the encoder gives frames and the search takes a step."""
     for seconds in _SHORTEST_SECONDS:
-        wave = torch.randn(1, round(seconds * sample_rate), generator=torch.Generator().manual_seed(0)) * 0.1
+        samples = round(seconds * frontend.sample_rate)
         try:
-            with torch.no_grad():
-                graph(wave)
+            graph(torch.from_numpy(frontend(noise(frontend, samples)))[None])
         # UnboundLocalError is what a search of no steps at all raises.
-        except (RuntimeError, ValueError, IndexError, UnboundLocalError) as error:
+        except (AudioError, RuntimeError, ValueError, IndexError, UnboundLocalError) as error:
             problem = error
             continue
-        return wave.shape[1]
+        return samples
     raise ModelLoadError(f"{where}: cannot transcribe {seconds} s of noise: {problem}") from problem

@@ -27,11 +27,33 @@ from quantasr.speech.frontend import Frontend, noise
 from quantasr.speech.seq2seq.states import FRAMES
 from quantasr.speech.tokenizer import Tokenizer
 
-_TOKENS_PER_SECOND = 5.0
+TOKENS_PER_SECOND = 5.0
 """Of speech: 3 to 4 with the usual thousands of word pieces, 15 with characters."""
 _DECODING = ("decoder", "custom_tgt_module", "positional_encoding_decoder")
 _ROWS = "hypotheses"
 _STEPS = "steps"
+
+
+class Encoder(nn.Module):
+    """Features ``[batch, ...]`` -> what the decoder attends to, ``[batch, frames, size]``."""
+
+    def __init__(self, interface: Any, head: Head) -> None:
+        super().__init__()
+        mods = interface.mods
+        apart = mods["transformer"] if getattr(interface, "transformer_beam_search", False) else None
+        self.mods = at_their_paths(mods, _encoder_layers(mods, head, apart))
+        self.encoder = part_of(mods["encoder"], "encoder", head)
+        # Only what of them is called is a part of this.
+        self.__dict__ |= {"_whole": mods["encoder"], "_transformer": apart}
+
+    def forward(self, features: Tensor) -> Tensor:
+        """As ``encode_batch``, but for the features."""
+        encoder: Any = self.encoder or self._whole
+        transformer: Any = self._transformer
+        encoded = encoder(features)
+        encoded = encoded[0] if isinstance(encoded, tuple) else encoded
+        found: Tensor = encoded if transformer is None else transformer.encode(encoded)
+        return found
 
 
 class EncoderGraph(nn.Module):
@@ -40,14 +62,12 @@ class EncoderGraph(nn.Module):
     def __init__(self, interface: Any, head: Head) -> None:
         super().__init__()
         mods, searcher = interface.mods, interface.mods["decoder"]
-        apart = mods["transformer"] if getattr(interface, "transformer_beam_search", False) else None
-        self.mods = at_their_paths(mods, _encoder_layers(mods, head, apart))
-        self.encoder = part_of(mods["encoder"], "encoder", head)
-        # Only what of them is called is a part of this graph.
-        self.__dict__ |= {"_whole": mods["encoder"], "_transformer": apart}
+        self.encode = Encoder(interface, head)
         self.memory = (TransformerMemory if hasattr(searcher, "model") else RnnMemory)(mods, searcher)
         ctc = all_scorers(searcher).get("ctc")
-        self.ctc = None if ctc is None else ctc.ctc_fc
+        if ctc is not None:
+            self.mods = at_their_paths(mods, [ctc.ctc_fc])
+        self.__dict__["_ctc"] = None if ctc is None else ctc.ctc_fc
         self.others = tuple(name for name in self.memory.names if name != "encoded")
         self.outputs = ("encoded", *self.others, *(() if ctc is None else ("ctc",)))
 
@@ -56,18 +76,8 @@ class EncoderGraph(nn.Module):
         encoded = self.encode(features)
         remembered = dict(zip(self.memory.names, self.memory(encoded), strict=True))
         found = [encoded, *(remembered[name] for name in self.others)]
-        return tuple(found if self.ctc is None else [*found, torch.log_softmax(self.ctc(encoded), dim=-1)])
-
-    def encode(self, features: Tensor) -> Tensor:
-        """What the decoder attends to."""
-        encoder: Any = self.encoder or self._whole
-        transformer: Any = self._transformer
-        encoded = encoder(features)
-        encoded = encoded[0] if isinstance(encoded, tuple) else encoded
-        if transformer is not None:
-            encoded = transformer.encode(encoded)
-        found: Tensor = encoded
-        return found
+        ctc: Any = self._ctc
+        return tuple(found if ctc is None else [*found, torch.log_softmax(ctc(encoded), dim=-1)])
 
 
 def _encoder_layers(mods: Any, head: Head, apart: Any) -> Iterator[nn.Module]:
@@ -160,7 +170,7 @@ def make_parts(interface: Any, where: str, layout: Layout) -> dict[str, TorchPar
             axes,
             partial(_example, encoder, features, step, memory),
             {_ROWS: max(1, layout.decoding.get("beam_width", 0)), FRAMES: round(10 / layout.frame_seconds), _STEPS: 25},
-            _TOKENS_PER_SECOND,
+            TOKENS_PER_SECOND,
         )
     return parts
 
@@ -216,4 +226,5 @@ def _longest(mods: nn.Module, frame_seconds: float) -> float | None:
 
 def _encode(mods: nn.Module, graph: EncoderGraph, frontend: Frontend, samples: int) -> Tensor:
     with evaluating(mods), torch.no_grad():
-        return graph.encode(torch.from_numpy(frontend(np.zeros(samples, np.float32)))[None])
+        found: Tensor = graph.encode(torch.from_numpy(frontend(np.zeros(samples, np.float32)))[None])
+    return found
