@@ -1,9 +1,9 @@
 """Train a small NeMo transducer of spoken English digit strings on a CPU, from the encoder of a CTC model.
 
 DATA holds the Free Spoken Digit Dataset as ``audio/`` and ``all.jsonl``, one line a recording: ``audio_filepath``,
-``text``, ``speaker``, ``take``. OUT gets ``hybrid.nemo`` or ``tdt.nemo``, a checkpoint to resume from
-and the tokenizer. Speech, strings and sets are those of ``train_digits.py``. The encoder begins with the first layers of START, the
-``conformer.nemo`` of ``train_nemo_digits.py``, so that mainly prediction network and joint have to be learnt.
+``text``, ``speaker``, ``take``. OUT gets ``hybrid.nemo`` or ``tdt.nemo``, a checkpoint to resume from and the
+tokenizer. Speech, strings and sets are those of ``train_digits.py``. The encoder begins with the first layers of
+START, the ``conformer.nemo`` of ``train_nemo_digits.py``, so that mainly prediction network and joint are learnt.
 
     hybrid      EncDecHybridRNNTCTCBPEModel: RNN-T (Graves, arXiv 1211.3711) and CTC on one encoder; one LSTM layer
     tdt         EncDecRNNTBPEModel with durations of 0 to 4 frames (Xu et al., arXiv 2304.06795); two LSTM layers
@@ -14,7 +14,7 @@ NeMo's TDT loss runs on GPUs only, and its RNN-T loss takes four seconds for a b
 Examples:
 
     python examples/train_nemo_transducer_digits.py hybrid --data ~/data/digits out/
-    python examples/train_nemo_transducer_digits.py tdt --data ~/data/digits out/ --steps 4000
+    python examples/train_nemo_transducer_digits.py tdt --data ~/data/digits out/
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="folder to write to; an interrupted run is resumed from it")
     parser.add_argument("--data", type=Path, required=True, help="folder of the recordings, with all.jsonl")
     parser.add_argument("--start", type=Path, default=START, help="CTC model whose encoder it begins with")
-    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="strings a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of strings, weights and dropout (default: %(default)s)")

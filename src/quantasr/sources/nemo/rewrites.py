@@ -11,16 +11,22 @@ from torch import Tensor, nn
 
 from quantasr.sources.nemo.conformer import rewrite_conformer
 from quantasr.sources.nemo.flat import batch_norm, flat_convolution
+from quantasr.sources.nemo.lstm import LinearLstm
 
 
 def rewrite(module: nn.Module) -> None:
-    """Give every part that has a better way its own ``forward``; weights and module paths stay as they are."""
-    for found in module.modules():
+    """Give every part that has a better way its own ``forward``; weights and module paths stay as they are.
+
+    But for a prediction network's LSTM: it becomes linear layers, which a graph can hold in int8.
+    """
+    for found in list(module.modules()):
         part: Any = found
         if type(part).__name__ == "ConvASREncoder":
             _rewrite_convolutional(part)
         elif type(part).__name__ == "ConformerEncoder":
             rewrite_conformer(part)
+        elif type(part).__name__ == "LSTMDropout":
+            part.lstm = LinearLstm(part.lstm)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantasr.speech.transducer.hypothesis import Hypothesis
-from quantasr.speech.transducer.network import Floats, Network, log_softmax
+from quantasr.speech.transducer.network import Floats, Network
 from quantasr.speech.transducer.options import TransducerOptions
 
 BLOCK = 8
@@ -54,26 +54,22 @@ class GreedySearch:
     def _walk(self, rows: NDArray[np.int64], scores: Floats, counts: NDArray[np.int64]) -> dict[int, int]:
         """Go on in each row to its next token, or through the block; row -> token where there is one."""
         network = self._network
-        blank = network.blank
-        self._network.check(scores)
+        blank, timed = network.blank, len(network.durations) > 1
         if self._penalty:
             scores[..., blank] -= self._penalty
-        tokens = log_softmax(scores[..., : blank + 1])
-        best = tokens.argmax(-1)
-        logprobs = np.take_along_axis(tokens, best[..., None], -1)[..., 0]
-        lasting = best == blank
-        if len(network.durations) > 1:
-            durations = log_softmax(scores[..., blank + 1 :])
-            choice = durations.argmax(-1)
-            sure = np.take_along_axis(durations, choice[..., None], -1)[..., 0]
-            lasting = network.durations[choice]
+        best, logprobs = _best(scores[..., : blank + 1])
+        network.check(logprobs)
+        lasting, total = (best == blank).astype(np.int64), logprobs
+        if timed:
+            choice, sure = _best(scores[..., blank + 1 :])
+            lasting, total = network.durations[choice], logprobs + sure
         spoken = {}
         for i, row in enumerate(rows.tolist()):
             found, place, end = self.found[row], 0, min(BLOCK, int(counts[row] - self._time[row]))
-            row_best, row_lasting, row_logprobs = best[i].tolist(), lasting[i].tolist(), logprobs[i].tolist()
+            decisions = list(zip(best[i].tolist(), lasting[i].tolist(), logprobs[i].tolist(), strict=True))
             while place < end:
-                token, frames = row_best[place], int(row_lasting[place])
-                found.score += row_logprobs[place] + (float(sure[i, place]) if len(network.durations) > 1 else 0.0)
+                token, frames, logprob = decisions[place]
+                found.score += float(total[i, place])
                 if token == blank:
                     frames = max(1, frames)
                     found.path.append((blank, frames))
@@ -83,8 +79,8 @@ class GreedySearch:
                 spoken[row] = token
                 found.tokens.append(token)
                 found.frames.append(found.heard + int(self._time[row]) + place)
-                found.durations.append(frames if len(network.durations) > 1 else 1)
-                found.logprobs.append(row_logprobs[place])
+                found.durations.append(frames if timed else 1)
+                found.logprobs.append(logprob)
                 self._here[row] = 0 if frames else self._here[row] + 1
                 if self._here[row] >= self._max_symbols:
                     frames, self._here[row] = 1, 0
@@ -93,3 +89,10 @@ class GreedySearch:
                 break
             self._time[row] += place
         return spoken
+
+
+def _best(scores: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Where the last axis is largest, and the log-softmax there."""
+    largest = scores.max(-1)
+    logprobs: Floats = -np.log(np.exp(scores - largest[..., None]).sum(-1))
+    return scores.argmax(-1), logprobs
