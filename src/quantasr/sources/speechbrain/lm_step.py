@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.speechbrain.step_memory import at_their_paths, attend, heads, project
+from quantasr.sources.speechbrain.step_memory import at_their_paths, attend, embed, heads, project
 from quantasr.speech.seq2seq.states import StateSpec
 
 _PADDING = 0
@@ -35,7 +35,7 @@ class RnnLmStep(nn.Module):
         """Those of :attr:`states`, in order."""
         lm: Any = self._lm
         before: Any = tuple(state.transpose(0, 1).contiguous() for state in states)
-        x, after = lm.rnn(lm.embedding(tokens).unsqueeze(1), before if len(before) == 2 else before[0])
+        x, after = lm.rnn(embed(lm.embedding, tokens).unsqueeze(1), before if len(before) == 2 else before[0])
         after = after if isinstance(after, tuple) else (after,)
         logits = lm.out(lm.dnn(x))[:, 0]
         return (torch.log_softmax(logits, dim=-1), *(state.transpose(0, 1) for state in after))
@@ -65,7 +65,7 @@ class TransformerLmStep(nn.Module):
     def forward(self, tokens: Tensor, masked: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """Those of :attr:`states`, in order."""
         lm: Any = self._lm
-        x = lm.custom_src_module(tokens.unsqueeze(1))
+        x = embed(lm.custom_src_module, tokens.unsqueeze(1))
         x = x if lm.embedding_proj is None else lm.embedding_proj(x)
         steps = masked.shape[1]
         x = x + lm.positional_encoding.pe[:, steps : steps + 1]

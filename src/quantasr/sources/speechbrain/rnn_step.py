@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.speechbrain.step_memory import at_their_paths
+from quantasr.sources.speechbrain.step_memory import at_their_paths, embed
 from quantasr.speech.seq2seq.states import FRAMES, StateSpec
 
 KINDS = ("content", "location", "keyvalue")
@@ -63,7 +63,7 @@ class RnnStep(nn.Module):
         *recurrent, context = states[:-1] if self._located else states
         # Batches come first in states, layers in SpeechBrain's cells.
         hidden: Any = tuple(state.transpose(0, 1) for state in recurrent)
-        cells = torch.cat([searcher.emb(tokens), context], dim=-1)
+        cells = torch.cat([embed(searcher.emb, tokens), context], dim=-1)
         out, hidden = decoder.rnn(cells, hidden if len(hidden) == 2 else hidden[0])
         hidden = hidden if isinstance(hidden, tuple) else (hidden,)
         context, weights = self._attend(first, second, out, states[-1])

@@ -28,6 +28,17 @@ def at_their_paths(root: nn.Module, modules: Iterable[nn.Module]) -> nn.Module:
     return tree
 
 
+def embed(embedding: Any, tokens: Tensor) -> Tensor:
+    """``tokens`` by a ``NormalizedEmbedding``, SpeechBrain's ``Embedding`` or PyTorch's.
+
+    SpeechBrain's cast ids to the type that they have, and OpenVINO then calls the graph's input by the cast's name.
+    """
+    if hasattr(embedding, "d_model"):
+        return embed(embedding.emb, tokens) * float(embedding.d_model) ** 0.5
+    found: Tensor = getattr(embedding, "Embedding", embedding)(tokens)
+    return found
+
+
 def project(attention: Any, name: str, x: Tensor) -> Tensor:
     """``x`` by one of the projections ``q_proj``, ``k_proj``, ``v_proj`` of an ``nn.MultiheadAttention``.
 

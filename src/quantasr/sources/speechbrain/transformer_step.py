@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.speechbrain.step_memory import at_their_paths, attend, heads, project
+from quantasr.sources.speechbrain.step_memory import at_their_paths, attend, embed, heads, project
 from quantasr.speech.seq2seq.states import FRAMES, StateSpec
 
 
@@ -67,7 +67,8 @@ class TransformerStep(nn.Module):
         model = searcher.model
         layers = model.decoder.layers
         memory, states = rest[: 2 * len(layers)], rest[2 * len(layers) :]
-        x = model.custom_tgt_module(tokens.unsqueeze(1))
+        (embedding,) = model.custom_tgt_module.layers
+        x = embed(embedding, tokens.unsqueeze(1))
         if self._positions is not None:
             steps = states[0].shape[2]
             x = x + self._positions.pe[:, steps : steps + 1]
