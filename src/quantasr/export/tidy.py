@@ -74,7 +74,8 @@ def store_halves(graph: onnx.ModelProto, storage: str) -> None:
     """Store large float32 weights as ``fp16`` or ``bf16``, with a Cast to float32 that engines fold away when loading.
 
     Weights that float16 cannot hold (beyond 65504) stay float32, and so do scales: the simulation has those as they
-    are, and engines look for them right beside the integers.
+    are, and engines look for them right beside the integers. Rows of a table are looked up in 16 bits, and the Cast is
+    behind that: folded, it would make the whole table float32 again (80 MB of Whisper tiny's embedding).
     """
     dtype, largest = _HALVES[storage]
     casts, renamed = [], {}
@@ -92,10 +93,16 @@ def store_halves(graph: onnx.ModelProto, storage: str) -> None:
             helper.make_node("Cast", [name], [renamed[tensor.name]], f"{tensor.name}_Cast", to=TensorProto.FLOAT)
         )
         graph.graph.initializer[i].CopyFrom(numpy_helper.from_array(array.astype(dtype), name))
+    nodes = []
     for node in graph.graph.node:
+        nodes.append(node)
+        if node.op_type == "Gather" and node.input[0] in renamed:
+            node.input[0], rows, out = f"{node.input[0]}_{storage}", f"{node.output[0]}_{storage}", node.output[0]
+            node.output[0] = rows
+            nodes.append(helper.make_node("Cast", [rows], [out], f"{node.name}_Cast", to=TensorProto.FLOAT))
         for i, name in enumerate(node.input):
             if name in renamed:
                 node.input[i] = renamed[name]
-    nodes = casts + list(graph.graph.node)
+    read = {name for node in nodes for name in node.input}
     del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
+    graph.graph.node.extend([cast for cast in casts if cast.output[0] in read] + nodes)
