@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.speechbrain.step_memory import at_their_paths, attend, embed, heads, project
+from quantasr.sources.speechbrain.step_memory import at_their_paths, attend, cache, embed, remember
 from quantasr.speech.seq2seq.states import StateSpec
 
 _PADDING = 0
@@ -44,8 +44,8 @@ class RnnLmStep(nn.Module):
 class TransformerLmStep(nn.Module):
     """``tokens`` ``[rows]`` and states -> log-probs and states.
 
-    States are ``keys_<layer>`` and ``values_<layer>`` ``[rows, heads, steps, size]``, and ``masked`` ``[rows, steps]``,
-    what is added to the scores of each step.
+    States are ``masked`` ``[rows, steps]``, which is added to the scores of each step, and the :func:`cache` of each
+    layer.
     """
 
     def __init__(self, where: str, mods: nn.Module, lm: Any) -> None:
@@ -58,8 +58,7 @@ class TransformerLmStep(nn.Module):
         self.__dict__["_lm"] = lm
         self.states = {"masked": StateSpec((0,))}
         for i, layer in enumerate(lm.encoder.layers):
-            shape = (layer.self_att.att.num_heads, 0, layer.self_att.att.head_dim)
-            self.states |= {f"keys_{i}": StateSpec(shape), f"values_{i}": StateSpec(shape)}
+            self.states |= cache(layer.self_att.att, str(i))
         self.max_tokens = int(lm.positional_encoding.pe.shape[1])
 
     def forward(self, tokens: Tensor, masked: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
@@ -74,8 +73,7 @@ class TransformerLmStep(nn.Module):
         for i, layer in enumerate(lm.encoder.layers):
             own = layer.self_att.att
             before = layer.norm1(x) if layer.normalize_before else x
-            keys = torch.cat([states[2 * i], heads(own, project(own, "k_proj", before))], dim=2)
-            values = torch.cat([states[2 * i + 1], heads(own, project(own, "v_proj", before))], dim=2)
+            keys, values = remember(own, before, states[2 * i], states[2 * i + 1])
             found += [keys, values]
             x = x + attend(own, before, keys, values, masked)
             x = x if layer.normalize_before else layer.norm1(x)

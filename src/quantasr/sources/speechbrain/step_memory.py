@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from quantasr.speech.seq2seq.states import StateSpec
 
 
 def at_their_paths(root: nn.Module, modules: Iterable[nn.Module]) -> nn.Module:
@@ -34,7 +37,7 @@ def embed(embedding: Any, tokens: Tensor) -> Tensor:
     SpeechBrain's cast ids to the type that they have, and OpenVINO then calls the graph's input by the cast's name.
     """
     if hasattr(embedding, "d_model"):
-        return embed(embedding.emb, tokens) * float(embedding.d_model) ** 0.5
+        return embed(embedding.emb, tokens) * math.sqrt(embedding.d_model)
     found: Tensor = getattr(embedding, "Embedding", embedding)(tokens)
     return found
 
@@ -53,15 +56,31 @@ def project(attention: Any, name: str, x: Tensor) -> Tensor:
     return F.linear(x, attention.in_proj_weight[rows], bias)
 
 
-def heads(attention: Any, x: Tensor) -> Tensor:
-    """``[rows, heads, 1, size]`` of one step ``[rows, 1, width]``."""
-    return x.reshape(-1, attention.num_heads, 1, attention.head_dim)
+def remember(attention: Any, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """``keys`` ``[rows, heads, steps, size]`` and ``values`` ``[rows, heads, size, steps]`` with one step more.
+
+    Of ``x``, ``[rows, 1, width]``.
+    """
+    shape = (-1, attention.num_heads, attention.head_dim)
+    new = [project(attention, name, x).reshape(shape) for name in ("k_proj", "v_proj")]
+    return torch.cat([keys, new[0].unsqueeze(2)], dim=2), torch.cat([values, new[1].unsqueeze(3)], dim=3)
 
 
 def attend(attention: Any, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Self-attention of one step ``[rows, 1, width]`` to ``keys`` and ``values`` ``[rows, heads, steps, size]``."""
-    queries = heads(attention, project(attention, "q_proj", x)) * attention.head_dim**-0.5
-    scores = queries @ keys.transpose(-1, -2)
-    scores = scores if bias is None else scores + bias[:, None, None]
-    found: Tensor = attention.out_proj((torch.softmax(scores, -1) @ values).reshape(-1, 1, attention.embed_dim))
-    return found
+    """Self-attention of one step ``[rows, 1, width]`` to what :func:`remember` gives.
+
+    The products are turned round, with steps in rows. As they are written elsewhere, OpenVINO 2026.4 fuses them into a
+    kernel that is wrong in all runs of 16 steps and more after a first run of one.
+    """
+    queries = project(attention, "q_proj", x) * attention.head_dim**-0.5
+    scores = keys @ queries.reshape(-1, attention.num_heads, attention.head_dim, 1)
+    scores = scores if bias is None else scores + bias[:, None, :, None]
+    found = values @ torch.softmax(scores, dim=2)
+    out: Tensor = attention.out_proj(found.reshape(-1, 1, attention.embed_dim))
+    return out
+
+
+def cache(attention: Any, name: str) -> dict[str, StateSpec]:
+    """What :func:`remember` begins with, by the names ``keys_<name>`` and ``values_<name>``."""
+    heads, size = attention.num_heads, attention.head_dim
+    return {f"keys_{name}": StateSpec((heads, 0, size)), f"values_{name}": StateSpec((heads, size, 0))}

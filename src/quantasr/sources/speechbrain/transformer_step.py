@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantasr.errors import ModelLoadError
-from quantasr.sources.speechbrain.step_memory import at_their_paths, attend, embed, heads, project
+from quantasr.sources.speechbrain.step_memory import at_their_paths, attend, cache, embed, project, remember
 from quantasr.speech.seq2seq.states import FRAMES, StateSpec
 
 
@@ -40,7 +40,7 @@ class TransformerMemory(nn.Module):
 class TransformerStep(nn.Module):
     """``tokens`` ``[rows]``, memory and states -> log-probs, perhaps attention, and states.
 
-    States are ``keys_<layer>`` and ``values_<layer>`` ``[rows, heads, steps, size]``.
+    States are the :func:`cache` of each layer.
     """
 
     def __init__(self, where: str, mods: nn.Module, searcher: Any, gives_attention: bool) -> None:
@@ -55,8 +55,7 @@ class TransformerStep(nn.Module):
                 _check(where, attention)
         self.states: dict[str, StateSpec] = {}
         for i, layer in enumerate(model.decoder.layers):
-            shape = (layer.self_attn.att.num_heads, 0, layer.self_attn.att.head_dim)
-            self.states |= {f"keys_{i}": StateSpec(shape), f"values_{i}": StateSpec(shape)}
+            self.states |= cache(layer.self_attn.att, str(i))
         self.gives_attention = gives_attention
         self.outputs = ("logprobs", "attention") if gives_attention else ("logprobs",)
         self.max_tokens = None if self._positions is None else int(self._positions.pe.shape[1])
@@ -74,18 +73,17 @@ class TransformerStep(nn.Module):
             x = x + self._positions.pe[:, steps : steps + 1]
         found = []
         for i, layer in enumerate(layers):
-            x, weights, *state = _layer(layer, x, memory[2 * i : 2 * i + 2], states[2 * i : 2 * i + 2])
+            x, weights, *state = _layer(layer, x, memory[2 * i : 2 * i + 2], (states[2 * i], states[2 * i + 1]))
             found += state
         logprobs = torch.log_softmax(searcher.fc(model.decoder.norm(x))[:, 0], dim=-1)
         return (logprobs, *([weights.mean(0)] if self.gives_attention else []), *found)
 
 
-def _layer(layer: Any, x: Tensor, memory: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _layer(layer: Any, x: Tensor, memory: tuple[Tensor, ...], states: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """``TransformerDecoderLayer``: what it gives, its attention to frames, its keys and values so far."""
     before = layer.norm1(x) if layer.normalize_before else x
     own = layer.self_attn.att
-    keys = torch.cat([states[0], heads(own, project(own, "k_proj", before))], dim=2)
-    values = torch.cat([states[1], heads(own, project(own, "v_proj", before))], dim=2)
+    keys, values = remember(own, before, *states)
     x = x + attend(own, before, keys, values)
     x = x if layer.normalize_before else layer.norm1(x)
     before = layer.norm2(x) if layer.normalize_before else x
