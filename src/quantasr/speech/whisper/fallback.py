@@ -1,25 +1,26 @@
-"""What is kept of a window: searched again at higher temperatures while the text repeats itself or is improbable."""
+"""What is kept of a window: gates against invented text, and other tries at higher temperatures."""
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantasr.speech.whisper.greedy import Hypothesis
+from quantasr.speech.whisper.greedy import Hypothesis, without_loop
 from quantasr.speech.whisper.options import WhisperOptions
 from quantasr.speech.whisper.tokenizer import WhisperTokenizer
 from quantasr.speech.whisper.window import Opening, WindowSearch
 
+_NOTHING = Hypothesis((), 0.0, True)
+
 
 @dataclass(frozen=True)
 class Decision:
-    """The hypothesis of a window, at which ``temperature`` it was found, and whether nobody speaks there."""
+    """What was found in a window, without tokens where nobody speaks, and at which ``temperature``."""
 
     hypothesis: Hypothesis
     temperature: float
-    silent: bool
 
 
 def decide(
@@ -30,16 +31,44 @@ def decide(
     *,
     timestamps: bool,
 ) -> Decision:
-    """Search until a hypothesis passes the gates."""
+    """The hypothesis at the lowest temperature that does not repeat itself, unless nobody speaks.
+
+    Where there is none, the first without its loop. OpenAI draws again for improbable texts too; what is drawn is less
+    probable still, so they are kept here, and a text depends on no random number unless it repeats itself.
+    """
     options = window.options
+    looping: Decision | None = None
     for temperature in options.temperatures:
-        hypothesis = window.search(opening, timestamps=timestamps, temperature=temperature, random=random)
-        improbable = options.logprob_threshold is not None and hypothesis.average < options.logprob_threshold
-        if improbable and options.no_speech_threshold is not None and opening.no_speech > options.no_speech_threshold:
-            return Decision(hypothesis, temperature, True)
-        if not improbable and not repeats(tokenizer.spelt(hypothesis.tokens), options):
-            break
-    return Decision(hypothesis, temperature, False)
+        found = window.search(opening, timestamps=timestamps, temperature=temperature, random=random)
+        repeating = found.loops or repeats(tokenizer.spelt(found.tokens), options)
+        if nobody_speaks(tokenizer.decode(found.tokens), found, opening.no_speech, options, repeating=repeating):
+            return Decision(_NOTHING, temperature)
+        if not repeating:
+            return Decision(found, temperature)
+        looping = looping or Decision(found, temperature)
+    assert looping is not None  # options have a temperature
+    tokens = without_loop(looping.hypothesis.tokens, window.facts.timestamp_begin)
+    return replace(looping, hypothesis=replace(looping.hypothesis, tokens=tokens))
+
+
+def nobody_speaks(text: str, found: Hypothesis, no_speech: float, options: WhisperOptions, *, repeating: bool) -> bool:
+    """Whether a window's text was invented.
+
+    OpenAI's rule is two thresholds: ``<|nospeech|>`` more probable than ``no_speech_threshold``, and a text whose
+    log-probability per token is below ``logprob_threshold``. On silence, noise and music that keeps much of what
+    Whisper invents (it is sure of "you"). Here their corner is a line: the more probable it is that nobody speaks, the
+    more probable must the text be. It must not repeat itself either, and have a letter or a digit.
+    """
+    if not any(character.isalnum() for character in text):
+        return bool(text) and options.no_speech_threshold is not None
+    if options.no_speech_threshold is None:
+        return False
+    if repeating and no_speech > options.no_speech_threshold:
+        return True
+    if options.logprob_threshold is None:
+        return False
+    needed = options.logprob_threshold * (1.0 - no_speech) / (1.0 - options.no_speech_threshold)
+    return found.average < needed
 
 
 def repeats(text: bytes, options: WhisperOptions) -> bool:

@@ -97,10 +97,11 @@ class WhisperOptions:
     ``length_penalty``. ``suppress_tokens`` are never written, ``begin_suppress_tokens`` not first; the first time is at
     most ``max_initial_timestamp_index`` steps of 20 ms.
 
-    A window is searched at the first of ``temperatures``, and again at the next while its text repeats itself
-    (``compression_ratio_threshold``) or is improbable (``logprob_threshold``); above 0 tokens are drawn at random, from
-    ``seed`` anew for each recording. ``no_speech_threshold``: above this probability of ``<|nospeech|>``, an improbable
-    text is dropped. None switches a gate off.
+    A window is searched at the first of ``temperatures``, and again at the next while its text repeats itself (more
+    than ``compression_ratio_threshold``); above 0 tokens are drawn at random, from ``seed`` anew for each recording.
+    ``no_speech_threshold``: at this probability of ``<|nospeech|>`` a text below ``logprob_threshold`` is dropped, at a
+    higher one also a more probable text (see :mod:`quantasr.speech.whisper.fallback`). A window whose loudest mel band
+    stays below ``silence_threshold`` dB (white noise of -76 dBFS) is not heard at all. None switches a gate off.
 
     ``condition_on_previous_text`` shows each window the text before it. ``encode`` "audio" lets the encoder hear only
     as much as there is, and ``encode_margin`` seconds of silence; "window" always 30 s, as in training.
@@ -118,6 +119,7 @@ class WhisperOptions:
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
+    silence_threshold: float | None = -70.0
     condition_on_previous_text: bool = False
     encode: str = "window"
     encode_margin: float = 1.0
@@ -142,6 +144,10 @@ class WhisperOptions:
             raise RecipeError(f"max_tokens is {self.max_tokens}; it must be at least 1")
         if not 1.0 <= self.chunk_seconds <= 30.0:
             raise RecipeError(f"chunk_seconds is {self.chunk_seconds:g}; Whisper hears 1 to 30 s at once")
+        if self.logprob_threshold is not None and self.logprob_threshold >= 0:
+            raise RecipeError(f"logprob_threshold is {self.logprob_threshold:g}; it must be below 0")
+        if self.no_speech_threshold is not None and not 0 <= self.no_speech_threshold < 1:
+            raise RecipeError(f"no_speech_threshold is {self.no_speech_threshold:g}; give 0 or more, but less than 1")
         if self.encode_margin < 0:
             raise RecipeError(f"encode_margin is {self.encode_margin:g} s; it must be 0 or more")
 

@@ -49,6 +49,7 @@ class WhisperTranscriber(StepTranscriber):
     """
 
     decoder: ClassVar[str] = "whisper"
+    tokenizer_type: ClassVar[Any] = WhisperTokenizer
     options: WhisperOptions
 
     def __init__(
@@ -185,7 +186,8 @@ class WhisperTranscriber(StepTranscriber):
         if wave.size:
             levels = self.frontend.levels(self.filled(wave))
             features = self.frontend.normalized(levels, float(levels.max()))
-            self._short(features, heard, -(-wave.size // self.frontend.hop_length))
+            if not self._is_silent(levels):
+                self._short(features, heard, -(-wave.size // self.frontend.hop_length))
         return self._finish(heard, wave.size)
 
     def _begin(self) -> _Heard:
@@ -209,10 +211,18 @@ class WhisperTranscriber(StepTranscriber):
         heard = self._begin()
         start = 0
         while len(levels := stream.window(start, self._chunk_rows)):
+            if self._is_silent(levels):
+                start += len(levels)
+                continue
             offset = start / ROWS_PER_STEP * TIME_STEP
             features = self._padded(stream.features(levels))
             start += self._window_text(features, heard, offset, len(levels), timestamps=True)
         return self._finish(heard, stream.samples)
+
+    def _is_silent(self, levels: NDArray[np.float32]) -> bool:
+        """Whether there is no sound to be heard."""
+        threshold = self.options.silence_threshold
+        return threshold is not None and 10.0 * float(levels.max()) < threshold
 
     def _padded(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """A window of a long recording filled up as transformers does it: with zeros, which is no silence."""
@@ -232,7 +242,7 @@ class WhisperTranscriber(StepTranscriber):
         decision = decide(window, self.tokenizer, opening, heard.random, timestamps=timestamps)
         heard.conditioned = self.options.condition_on_previous_text and decision.temperature < 0.5
         hypothesis = decision.hypothesis
-        if decision.silent or not hypothesis.tokens:
+        if not hypothesis.tokens:
             return rows
         heard.logprob += hypothesis.logprob
         heard.tokens += len(hypothesis.tokens) + hypothesis.ended

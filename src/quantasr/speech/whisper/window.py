@@ -106,6 +106,7 @@ class WindowSearch:
             limit=limit,
             temperature=temperature,
             random=random,
+            loop_before=None if options.compression_ratio_threshold is None else facts.timestamp_begin,
         )
 
 
