@@ -213,8 +213,8 @@ def broken_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO gives something else than the simulation."""
     run = pipeline._graph_logprobs
 
-    def patched(model: Any, folder: Path, engine: str, original: Any) -> list[np.ndarray]:
-        return [-row if engine == "openvino" else row for row in run(model, graph, engine, speech)]
+    def patched(model: Any, folder: Path, engine: str, *rest: Any) -> list[np.ndarray]:
+        return [-row if engine == "openvino" else row for row in run(model, folder, engine, *rest)]
 
     monkeypatch.setattr(pipeline, "_graph_logprobs", patched)
 
@@ -234,11 +234,11 @@ def test_an_engine_that_refuses_the_graph(
     run = pipeline._graph_logprobs
     refusing = {"openvino"}
 
-    def patched(model: Any, folder: Path, engine: str, original: Any) -> list[np.ndarray]:
+    def patched(model: Any, folder: Path, engine: str, *rest: Any) -> list[np.ndarray]:
         # The float graph, which lies in another folder, is taken.
         if engine in refusing and "artifact" in folder.name:
             raise EngineError(f"{engine} cannot load it")
-        return run(model, folder, engine, original)
+        return run(model, folder, engine, *rest)
 
     monkeypatch.setattr(pipeline, "_graph_logprobs", patched)
     recipe = Recipe("mine", (Rule("*.attention.*"),), engine="openvino")

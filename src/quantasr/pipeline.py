@@ -227,7 +227,7 @@ def _check_quantized(model: AsrModel, prepared: Prepared, folder: Path, original
     failures = {}
     for engine in ENGINES:
         try:
-            logprobs = _graph_logprobs(model, folder, engine, original)
+            logprobs = _graph_logprobs(model, folder, engine, original, prepared.recipe.weight_only_inputs == "int8")
         except EngineError as error:
             rows[f"quantized_{engine}"] = {"error": str(error)}
             failures[engine] = str(error)
@@ -245,8 +245,10 @@ def _check_quantized(model: AsrModel, prepared: Prepared, folder: Path, original
     return rows
 
 
-def _graph_logprobs(model: AsrModel, folder: Path, engine: str, original: Original) -> list[NDArray[np.float32]]:
-    options = EngineOptions(compute="fp32")
+def _graph_logprobs(
+    model: AsrModel, folder: Path, engine: str, original: Original, round_inputs: bool = False
+) -> list[NDArray[np.float32]]:
+    options = EngineOptions(compute="fp32", round_inputs=round_inputs)
     engines = {part: load_engine(engine, folder / graph_name(part), options) for part in graphs_of(model)}
     if isinstance(model, PartsModel):
         assert original.paths is not None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import TORCH, EngineOptions, load_engine
 from quantasr.engines.engine import Engine, frame_feed
-from quantasr.engines.feeds import part_feed
+from quantasr.engines.feeds import TIME, for_part, shortest_feed
 from quantasr.engines.pages import release_pages
 from quantasr.engines.selection import fastest
 from quantasr.errors import EngineError, RecipeError
@@ -207,7 +207,10 @@ def load(
     engines: dict[str, Engine] = {}
     for part, graph in artifact.graphs.items():
         name = (engine.get(part) if isinstance(engine, Mapping) else engine) or artifact.engine
-        engines[part] = fastest(artifact, wanted, part) if name == "auto" else load_engine(name, graph, wanted)
+        if name == "auto":
+            engines[part] = fastest(artifact, wanted, part)
+        else:
+            engines[part] = load_engine(name, graph, for_part(wanted, artifact, part))
         weights = artifact.weights(part)
         if weights is not None:
             _repack(artifact, part, engines[part], weights)
@@ -249,8 +252,8 @@ def _repack(artifact: Artifact, part: str, engine: Engine, weights: Path) -> Non
     340 MB for wav2vec2-base.
     """
     row = artifact.parts.get(part, {"inputs": ["features"], "typical": {}})
-    if "features" in row["inputs"] and "time" not in row["typical"]:
+    if "features" in row["inputs"] and TIME not in row["typical"]:
         engine.run(frame_feed(artifact.frontend(noise(artifact.frontend, artifact.min_samples))[None]))
     else:
-        engine.run(part_feed(row, dict.fromkeys(row["typical"], 2)))
+        engine.run(shortest_feed(row))
     release_pages(weights)

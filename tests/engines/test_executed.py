@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_nets
 from hand_graphs import QUANTIZERS, node, quantized, save, weight
+from torch import nn
 
 from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import ENGINES, EngineOptions, ExecutedOp, load_engine
@@ -61,6 +63,25 @@ def test_weights_alone_in_int8_are_no_int8(name: str, tmp_path: Path) -> None:
     assert shares(load_engine(name, path, FP32).executed({"features": np.ones((1, 50, 16), np.float32)})) == {
         "fp32": 1.0
     }
+
+
+def test_weights_alone_whose_inputs_the_engine_may_round(tmp_path: Path) -> None:
+    """ONNX Runtime's kernel for blocks of 4 bits then multiplies integers, and the audit says so."""
+    rule = {
+        "match": "body.1",
+        "mode": "weight_only",
+        "weight": {"bits": 4, "granularity": "per_group", "group_size": 16},
+    }
+    model = tiny_nets.asr_model(nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 32)))
+    path = tiny_nets.exported(tiny_nets.quantized(model, tiny_nets.recipe(rule)), tmp_path)
+    feed = {"features": np.random.default_rng(0).normal(size=(1, 50 * 16)).astype(np.float32)}
+    rounded, kept = (
+        load_engine("onnxruntime", path, EngineOptions(1, "fp32", round_inputs=allowed)) for allowed in (True, False)
+    )
+    assert shares(rounded.executed(feed)) == {"int8": 2 / 3, "fp32": 1 / 3}
+    assert shares(kept.executed(feed)) == {"fp32": 1.0}
+    left, right = (engine.run(feed)["logprobs"] for engine in (rounded, kept))
+    assert 0 < np.abs(left - right).max() < 0.05 * np.abs(right).max()
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tiny_speechbrain_attention import KINDS, write_attention
 
 import quantasr
-from quantasr.artifact import WHOLE, Artifact
+from quantasr.artifact import Artifact
 from quantasr.engines.torch_native.backends import find_backend
 from quantasr.engines.torch_native.convert import Calibrated, calibrate_native, choose
 from quantasr.errors import ModelLoadError

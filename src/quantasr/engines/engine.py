@@ -22,12 +22,17 @@ class EngineOptions:
 
     ``threads`` 0 means all cores of this process; ``compute`` is the type of the float rest. ``round_up`` is the number
     of time steps to whose multiples an engine may fill up its inputs, where that saves it from making new kernels for
-    every length; only for graphs that take ``lengths``, which ignore what is filled in.
+    every length; only for graphs that take ``lengths``, which ignore what is filled in. ``shapes`` are those that
+    inputs mostly have, -1 where they vary: an engine may make kernels for just these, and takes others too.
+    ``round_inputs`` lets it round the inputs of layers whose weights alone are quantized to 8 bits, a scale for each
+    block, where its fast kernels do so.
     """
 
     threads: int = 0
     compute: str = "auto"
     round_up: int = 1
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    round_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 0:

@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantasr.artifact import Artifact
+from quantasr.engines.engine import EngineOptions
 from quantasr.errors import ArtifactError
 from quantasr.speech.parts import Arrays
 
 INTEGERS = "int64"
+TIME = "time"
+"""The axis of features; ``typical`` where they always have one length."""
+
+
+def for_part(options: EngineOptions, artifact: Artifact, part: str) -> EngineOptions:
+    """``options`` with what only this part of ``artifact`` has: lengths that its input always has, rounded inputs.
+
+    Raises :class:`ArtifactError` for a row of another form.
+    """
+    round_inputs = artifact.recipe.get("weight_only_inputs") == "int8"
+    row = artifact.parts.get(part)
+    return replace(options, round_inputs=round_inputs, shapes={} if row is None else _fixed_shapes(row))
+
+
+def _fixed_shapes(part: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of ``features`` where they always have one length: windows of 30 s."""
+    time = part.get("typical", {}).get(TIME)
+    if time is None or "features" not in part["inputs"]:
+        return {}
+    try:
+        shape = part["inputs"]["features"]["shape"]
+        return {"features": tuple(axis if isinstance(axis, int) else time if axis == TIME else -1 for axis in shape)}
+    except (KeyError, TypeError) as error:
+        raise _unreadable(error) from None
+
+
+def shortest_feed(part: Mapping[str, Any]) -> Arrays:
+    """As :func:`part_feed`, as little as there can be."""
+    return part_feed(part, {axis: 2 for axis in part["typical"] if axis != TIME})
 
 
 def part_feed(part: Mapping[str, Any], sizes: Mapping[str, int] | None = None, seed: int = 0) -> Arrays:
@@ -34,5 +66,9 @@ def part_feed(part: Mapping[str, Any], sizes: Mapping[str, int] | None = None, s
             else:
                 feed[name] = random.normal(size=shape).astype(row["type"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"a part's inputs cannot be read ({error!r}): make the artifact again") from None
+        raise _unreadable(error) from None
     return feed
+
+
+def _unreadable(error: Exception) -> ArtifactError:
+    return ArtifactError(f"a part's inputs cannot be read ({error!r}): make the artifact again")

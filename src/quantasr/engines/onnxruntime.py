@@ -16,6 +16,8 @@ from quantasr.engines.engine import EngineOptions, ExecutedOp, describe_shapes
 from quantasr.errors import EngineError
 from quantasr.speech.parts import Arrays
 
+_BLOCKS = "MatMulNBits"
+
 # Kernels of ONNX Runtime that multiply integers, and those that multiply floats.
 _INTEGER_KERNELS = {
     *("ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"),
@@ -23,7 +25,7 @@ _INTEGER_KERNELS = {
 }
 _FLOAT_KERNELS = {
     *("Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"),
-    *("MatMulNBits", "MultiHeadAttention", "NhwcFusedConv", "TransposeMatMul"),
+    *(_BLOCKS, "MultiHeadAttention", "NhwcFusedConv", "TransposeMatMul"),
 }
 
 # Its exceptions have no base of their own.
@@ -66,8 +68,9 @@ class OnnxRuntimeEngine:
         # Threads that go on spinning when a run is over take the cores from whoever works next: the decoder, or the
         # other system in a comparison, which then took twice its time. A run itself is as fast.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
-        # Its kernel for quantized weights alone would round the inputs to int8 as well, which no recipe asked for.
-        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        # Its kernel for quantized weights alone rounds the inputs to int8 as well, in blocks, unless it is told not to.
+        level = "4" if self._options.round_inputs else "1"
+        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
         return settings
 
     def _open(self, settings: Any) -> Any:
@@ -97,7 +100,8 @@ class OnnxRuntimeEngine:
         kernels = []
         for event in self._profile(feed):
             name, kind = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
-            precision = "int8" if kind in _INTEGER_KERNELS else "fp32"
+            integer = kind in _INTEGER_KERNELS or (kind == _BLOCKS and self._options.round_inputs)
+            precision = "int8" if integer else "fp32"
             names = [_original(name, found)] if kind in _INTEGER_KERNELS | _FLOAT_KERNELS else []
             kernels.append((ExecutedOp(name, kind, precision, event["dur"] * 1e-6), names))
         return share_out(kernels, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -55,17 +56,25 @@ class OpenVinoEngine:
                 f"compute = {name!r}: this CPU has no {name} instructions; use {', '.join(known)} or auto"
             )
         self.compute = known[min(1, len(known) - 1)] if options.compute == "auto" else options.compute
-        compiled = self._compile(self._properties())
-        self._request = compiled.create_infer_request()
-        self._lock = Lock()
-        self._shapes = {port.get_any_name(): port.get_partial_shape() for port in compiled.inputs}
+        self._shapes: dict[str, ov.PartialShape] = {}
+        compiled = self._compile(self._properties(), options.shapes)
         self._outputs = [port.get_any_name() for port in compiled.outputs]
+        # A graph of any lengths, and before it one of the shapes that inputs mostly have.
+        self._any: Any = None if options.shapes else compiled.create_infer_request()
+        self._usual: Any = compiled.create_infer_request() if options.shapes else None
+        self._lock = Lock()
 
-    def _compile(self, properties: dict[str, Any]) -> Any:
+    def _compile(self, properties: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """The graph, its inputs of ``shapes``: fused attention takes a fifth longer where its length may vary."""
         try:
             with own_signal_stack():
                 core = ov.Core()
-                return core.compile_model(core.read_model(self._graph), "CPU", properties)
+                model = core.read_model(self._graph)
+                self._shapes = {port.get_any_name(): port.get_partial_shape() for port in model.inputs}
+                if shapes:
+                    fixed = {name: ov.PartialShape(list(shape)) for name, shape in shapes.items()}
+                    model.reshape({**self._shapes, **fixed})
+                return core.compile_model(model, "CPU", properties)
         except RuntimeError as error:
             raise EngineError(f"{self._graph}: OpenVINO cannot load it: {last_line(error)}") from None
 
@@ -75,8 +84,8 @@ class OpenVinoEngine:
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self._options.thread_count,
             "INFERENCE_PRECISION_HINT": _HINTS[self.compute],
-            # Where only weights are quantized it would round the inputs to int8 as well, which no recipe asked for.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            # Where only weights are quantized it would round the inputs to int8 as well.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32 if self._options.round_inputs else 0,
         }
 
     def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
@@ -85,12 +94,21 @@ class OpenVinoEngine:
             given = self._given(feed)
             # The request's own memory is written again by the next run, so nobody else may run before it is copied.
             with self._lock:
+                request = self._request(given)
                 # Of 18 MB that an encoder gives, a second copy would be a tenth of its time.
-                self._request.infer(given, share_inputs=True, share_outputs=True)
-                return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
+                request.infer(given, share_inputs=True, share_outputs=True)
+                return {name: request.get_tensor(name).data.copy() for name in self._outputs}
         except (RuntimeError, KeyError) as error:
             shapes = describe_shapes(feed, list(self._shapes))
             raise EngineError(f"{self._graph}: OpenVINO cannot run it on {shapes}: {last_line(error)}") from None
+
+    def _request(self, given: Arrays) -> Any:
+        """The one for these inputs; that for any lengths is made when it is first needed."""
+        if self._usual is not None and _fit(given, self._options.shapes):
+            return self._usual
+        if self._any is None:
+            self._any = self._compile(self._properties(), {}).create_infer_request()
+        return self._any
 
     def _given(self, feed: Arrays) -> dict[str, NDArray[Any]]:
         """The graph's inputs, filled up where it takes padding; RuntimeError for shapes that are not its."""
@@ -107,7 +125,8 @@ class OpenVinoEngine:
         """See :class:`quantasr.engines.engine.Engine`; read from OpenVINO's runtime model and performance counters."""
         feed = {name: feed[name] for name in self._shapes}
         found = products(self._graph, {name: array.shape for name, array in feed.items()})
-        compiled = self._compile({**self._properties(), "PERF_COUNT": True})
+        shapes = self._options.shapes if _fit(feed, self._options.shapes) else {}
+        compiled = self._compile({**self._properties(), "PERF_COUNT": True}, shapes)
         request = compiled.create_infer_request()
         for _ in range(2):  # the first run makes the kernels
             request.infer(feed)
@@ -123,6 +142,13 @@ class OpenVinoEngine:
             kernel = ExecutedOp(name, kind, precision, seconds.get(name, 0.0))
             kernels.append((kernel, names))
         return share_out(kernels, found)
+
+
+def _fit(feed: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(
+        len(shape) == feed[name].ndim and all(a in (-1, b) for a, b in zip(shape, feed[name].shape, strict=True))
+        for name, shape in shapes.items()
+    )
 
 
 def _filled_up(features: NDArray[np.float32], multiple: int) -> NDArray[np.float32]:

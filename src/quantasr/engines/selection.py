@@ -18,7 +18,7 @@ from quantasr.artifact import WHOLE, Artifact
 from quantasr.atomic import write_atomically
 from quantasr.engines import ENGINES, load_engine
 from quantasr.engines.engine import Engine, EngineOptions, frame_feed
-from quantasr.engines.feeds import part_feed
+from quantasr.engines.feeds import TIME, for_part, part_feed
 from quantasr.errors import EngineError
 from quantasr.speech.frontend import noise
 from quantasr.speech.parts import Arrays
@@ -53,6 +53,7 @@ def fastest(artifact: Artifact, options: EngineOptions, part: str = WHOLE) -> En
     Raises :class:`EngineError` when no engine can run it.
     """
     key = _key(artifact, options, part)
+    options = for_part(options, artifact, part)
     known = _read(cache_file())
     if system := _remembered(known.get(key), options):
         try:
@@ -95,7 +96,7 @@ class Load:
 def load_of(artifact: Artifact, part: str = WHOLE) -> Load:
     """Recordings of different lengths for what reads features of any length; the same call again for all else."""
     row = artifact.parts.get(part, {"inputs": {"features": None}})
-    if "features" in row["inputs"] and "time" not in row.get("typical", {}):
+    if "features" in row["inputs"] and TIME not in row.get("typical", {}):
         return Load(
             _noise(artifact, 1.0),
             lambda turn: [_noise(artifact, seconds + turn * _STEP) for seconds in _SECONDS],

@@ -14,6 +14,7 @@ import soundfile
 
 from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import Engine, EngineOptions, load_engine
+from quantasr.engines.feeds import for_part
 from quantasr.engines.selection import candidates
 from quantasr.errors import ArtifactError
 from quantasr.measure.audit import audit
@@ -191,7 +192,11 @@ def _engines(
         return
     for name, chosen in candidates(options):
         graphs = artifact.graphs.items()
-        yield name, chosen.compute, {part: load_engine(name, graph, chosen) for part, graph in graphs}
+        yield (
+            name,
+            chosen.compute,
+            {part: load_engine(name, graph, for_part(chosen, artifact, part)) for part, graph in graphs},
+        )
     if artifact.parts:
         best = load(artifact, engine="auto", threads=options.threads).engines
         if len({(engine.name, engine.compute) for engine in best.values()}) > 1:

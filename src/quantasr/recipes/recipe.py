@@ -39,6 +39,7 @@ NEVER_STATIC = ("lstm", "gru", "lstm_cell", "gru_cell", "rnn_cell")
 COMPUTE = ("auto", "fp32", "bf16", "fp16")
 ENGINES = ("auto", "onnxruntime", "openvino")
 FLOAT_STORAGE = ("fp32", "fp16", "bf16")
+WEIGHT_ONLY_INPUTS = ("float", "int8")
 
 
 _WEIGHT = QType(8, True, "per_channel")
@@ -156,6 +157,8 @@ class Recipe:
     ``attention_products`` quantizes the two matrix products inside attention. ``reduce_range`` gives weights 7 bits
     at most, for CPUs without VNNI, whose sums of two 8-bit products saturate at 16 bits. ``compute`` is the type in
     which the float rest runs, ``float_storage`` the type in which it is stored; ``engine`` is the one to run on.
+    ``weight_only_inputs`` "int8" lets engines round the inputs of ``weight_only`` layers to 8 bits, in blocks, where
+    that is how they are fast.
     Without rules, a recipe for half precision: ``float_storage`` is then fp16 or bf16.
     """
 
@@ -167,6 +170,7 @@ class Recipe:
     reduce_range: bool = False
     compute: str = "auto"
     float_storage: str = "fp32"
+    weight_only_inputs: str = "float"
     engine: str = "auto"
     description: str = ""
 
@@ -174,6 +178,7 @@ class Recipe:
         for key, value, choices in (
             ("compute", self.compute, COMPUTE),
             ("float_storage", self.float_storage, FLOAT_STORAGE),
+            ("weight_only_inputs", self.weight_only_inputs, WEIGHT_ONLY_INPUTS),
             ("engine", self.engine, ENGINES),
         ):
             if value not in choices:
@@ -234,6 +239,7 @@ class Recipe:
             "engine": self.engine,
             "compute": self.compute,
             "float_storage": self.float_storage,
+            "weight_only_inputs": self.weight_only_inputs,
             "attention_products": self.attention_products,
             "reduce_range": self.reduce_range,
             "exclude": list(self.exclude),
@@ -265,6 +271,7 @@ class Recipe:
                 reduce_range=_typed(table, "reduce_range", False),
                 compute=table.get("compute", "auto"),
                 float_storage=table.get("float_storage", "fp32"),
+                weight_only_inputs=table.get("weight_only_inputs", "float"),
                 engine=table.get("engine", "auto"),
                 description=_typed(table, "description", ""),
             )
