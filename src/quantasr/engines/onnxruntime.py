@@ -119,7 +119,10 @@ class OnnxRuntimeEngine:
 
 
 def _original(name: str, nodes: Collection[str]) -> str:
-    """The exported node that a kernel stands for: ONNX Runtime keeps its name, and may put something on either side."""
+    """The exported node that a kernel stands for: ONNX Runtime keeps its name, and may put something on either side.
+
+    A convolution that it has fused with an activation it may call by the activation's output.
+    """
     name = name.removeprefix("fused ")
     found = [node for node in nodes if name.startswith(node) and name[len(node) :][:1] in ("", "/", "_", " ")]
-    return max(found, key=len, default="")
+    return max(found, key=len, default=name.partition("_output_0")[0])

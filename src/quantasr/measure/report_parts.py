@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,8 +11,8 @@ from rich.table import Table
 from quantasr.measure.audit import Audit
 from quantasr.measure.bench import BenchRow
 from quantasr.measure.cells import difference_cell, percent, plain_table, rate_cell, types_cell
-from quantasr.measure.retune import Retuned
-from quantasr.measure.split import SEARCH, Share
+from quantasr.measure.retune import Retuned, Trial
+from quantasr.measure.split import FRONTEND, SEARCH, Share
 from quantasr.speech.scoring import Score, compare_scores
 
 
@@ -53,9 +54,9 @@ def split_table(rows: Sequence[BenchRow]) -> Table:
 
 
 def _stage(share: Share | None, whole: float) -> str:
-    if share is None:
+    if share is None or not share.seconds:
         return "-"
-    calls = f" × {share.calls}" if share.calls > 1 else ""
+    calls = f" × {share.calls}" if share.calls > 1 and share.stage != FRONTEND else ""
     return f"{share.seconds * 1e3:.1f} ms, {100 * share.seconds / whole:.0f} %{calls}"
 
 
@@ -69,7 +70,7 @@ def retune_table(found: Retuned) -> Table:
         *("decoded with", "WER [95 %]", "S", "D", "I", "WER − as it is [95 %]"),
         caption="* chosen. Difference: paired bootstrap, in points; on the tuning speech it flatters the choice.",
     )
-    for trial in found.trials:
+    for trial in sorted(found.trials, key=_order):
         mark = "* " if trial is found.best else "  "
         pair = None if trial is found.before else compare_scores(found.before.result.wer, trial.result.wer)
         table.add_row(
@@ -82,6 +83,12 @@ def retune_table(found: Retuned) -> Table:
         table.add_row("  evaluation, as it was", *_errors(before.wer), "")
         table.add_row("* evaluation, retuned", *_errors(after.wer), difference_cell(pair))
     return table
+
+
+def _order(trial: Trial) -> tuple[Any, ...]:
+    """The artifact's own first, then each option's values in their order."""
+    values = [value if isinstance(value, int | float) else 0.0 for value in trial.options.values()]
+    return len(trial.options), tuple(trial.options), values
 
 
 def _errors(score: Score) -> tuple[str, ...]:
