@@ -42,13 +42,13 @@ class Encoder(nn.Module):
         mods = interface.mods
         apart = mods["transformer"] if getattr(interface, "transformer_beam_search", False) else None
         self.mods = at_their_paths(mods, _encoder_layers(mods, head, apart))
-        self.encoder = part_of(mods["encoder"], "encoder", head)
-        # Only what of them is called is a part of this.
-        self.__dict__ |= {"_whole": mods["encoder"], "_transformer": apart}
+        # Only what of them is called is a part of this, at the paths above.
+        chain = part_of(mods["encoder"], "encoder", head)
+        self.__dict__ |= {"_encoder": chain or mods["encoder"], "_transformer": apart}
 
     def forward(self, features: Tensor) -> Tensor:
         """As ``encode_batch``, but for the features."""
-        encoder: Any = self.encoder or self._whole
+        encoder: Any = self._encoder
         transformer: Any = self._transformer
         encoded = encoder(features)
         encoded = encoded[0] if isinstance(encoded, tuple) else encoded
