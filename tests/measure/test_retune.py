@@ -22,6 +22,7 @@ from quantasr.cli import main
 from quantasr.engines import EngineOptions, load_engine
 from quantasr.errors import ManifestError, RecipeError
 from quantasr.measure.remember import RememberingEngine
+from quantasr.measure.report import artifact_table
 from quantasr.measure.report_parts import retune_table
 from quantasr.measure.retune import retune
 from quantasr.runtime import load
@@ -71,7 +72,7 @@ def test_what_the_blank_swallowed_comes_back(artifact: Path, tmp_path: Path) -> 
     assert kept.provenance["retuned"]["before"] == "25.00 % (S 0 + D 6 + I 0 of 24)"
     assert load(artifact).transcribe([other[0].load(8000)])[0].text == other[0].text
     assert len(kept.calibration()) == 4 + 6
-    with pytest.raises(ManifestError, match=r"1 of 1 utterances .* are among the calibration speech"):
+    with pytest.raises(ManifestError, match=r"1 of 1 utterances .* are among the calibration and tuning speech"):
         quantasr.evaluate(load(artifact), tuning[:1])
     changed = {name for name, content in contents(artifact).items() if content != before[name]}
     assert changed == {MANIFEST, "calibration.json"}
@@ -79,7 +80,9 @@ def test_what_the_blank_swallowed_comes_back(artifact: Path, tmp_path: Path) -> 
 
     out = StringIO()
     Console(file=out, width=200).print(retune_table(found))
+    Console(file=out, width=200).print(artifact_table(kept))
     text = out.getvalue()
+    assert "blank_penalty 0.75: 25.00 % (S 0 + D 6 + I 0 of 24) -> 0.00 %" in text
     assert "* blank_penalty 0.75" in text and "evaluation, retuned" in text and "as it is: blank_penalty 0.0" in text
     json.dumps(found.to_dict())
 

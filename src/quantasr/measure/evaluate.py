@@ -22,6 +22,9 @@ from quantasr.speech.scoring import PairedComparison, Score, compare_scores, sco
 from quantasr.speech.text import normalizer as find_normalizer
 from quantasr.speech.transcript import Transcriber, Transcript, Waveform
 
+_ALSO_HEARD = {"training": "training", "retuned": "tuning"}
+"""What else than calibration speech an artifact must not be evaluated on, by the entry of its provenance."""
+
 
 @dataclass(frozen=True)
 class EvalResult:
@@ -183,8 +186,9 @@ def evaluate_systems(
     for system in systems:
         artifact = artifact_of(system)
         if artifact is not None:
-            heard = "calibration and training speech" if "training" in artifact.provenance else "calibration speech"
-            check_not_among(artifact.calibration(), utterances, f"{heard} of {artifact.name}")
+            also = [name for key, name in _ALSO_HEARD.items() if key in artifact.provenance]
+            heard = " and ".join(["calibration", *also])
+            check_not_among(artifact.calibration(), utterances, f"{heard} speech of {artifact.name}")
     used: list[Utterance] = []
     failures: dict[str, str] = {}
     warnings: dict[str, str] = {}

@@ -146,6 +146,10 @@ def artifact_table(artifact: Artifact) -> Table:
         "size": megabytes(artifact.size),
         "created": f"{provenance.get('created')} by quantasr {provenance.get('quantasr')}",
     }
+    if "retuned" in provenance:
+        tuned = provenance["retuned"]
+        chosen = ", ".join(f"{name} {value}" for name, value in tuned["options"].items())
+        rows["retuned"] = f"{chosen}: {tuned['before']} -> {tuned['after']} on {tuned['utterances']} utterances"
     if "time_to_float" in artifact.measured:
         measured = artifact.measured
         rows["time ÷ float graph"] = (
