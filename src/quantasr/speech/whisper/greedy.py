@@ -102,7 +102,7 @@ def without_loop(written: Sequence[int], before: int) -> tuple[int, ...]:
         return tuple(written)
     places = [i for i, token in enumerate(written) if token < before]
     last = len(places)
-    while last > 2 * period and all(
+    while last >= 2 * period and all(
         written[places[last - 1 - i]] == written[places[last - 1 - i - period]] for i in range(period)
     ):
         last -= period

@@ -17,6 +17,7 @@ from quantasr.speech.steps import StepTranscriber
 from quantasr.speech.transcript import Transcript, Waveform, Word
 from quantasr.speech.whisper.fallback import decide
 from quantasr.speech.whisper.levels import LevelStream, loudest_of
+from quantasr.speech.whisper.memory import require_memory
 from quantasr.speech.whisper.options import WhisperOptions, settings
 from quantasr.speech.whisper.segments import ROWS_PER_STEP, TIME_STEP, Segment, cut, read_before
 from quantasr.speech.whisper.tokenizer import WhisperTokenizer
@@ -78,6 +79,8 @@ class WhisperTranscriber(StepTranscriber):
         self.frontend: WhisperMelFrontend = frontend
         self.tokenizer: WhisperTokenizer = tokenizer
         self.facts, self.options = settings(decoding, options)
+        if self.options.beam_width > 1:
+            require_memory(self.facts, self.options.beam_width)
         self._window = WindowSearch(parts, self.facts, self.options, name)
         self._rows = frontend.window_frames
         self._chunk_rows = min(self._rows, round(self.options.chunk_seconds * self._rows / frontend.chunk_seconds))

@@ -31,14 +31,14 @@ def word_times(
     """
     facts = window.facts
     prompt = window.prompt(language, timestamps=False)
-    text = text[: facts.max_length - len(prompt) - 1]
     if not text:
         return []
-    read = np.array([[*prompt, *text, facts.end]], np.int64)
+    # The end is read too, unless the text has come as far as it may: it takes part in the heads' means alone.
+    read = np.array([[*prompt, *text, facts.end][: facts.max_length]], np.int64)
     rows = range(len(prompt) - 1, len(prompt) - 1 + len(text))
     found = window.decoder.call(window.decoder.begin(cross), read, rows)
     attention = smoothed(found["alignment"][0, :, :, : max(1, steps)], facts.median_filter_width)
-    starts = token_steps(attention[len(prompt) - 1 : -1]) * TIME_STEP
+    starts = token_steps(attention[len(prompt) - 1 : len(prompt) + len(text)]) * TIME_STEP
     scores = found["logits"][0, :, : facts.end].astype(np.float64)
     scores -= scores.max(axis=1, keepdims=True)
     probabilities = np.exp(scores[np.arange(len(text)), text]) / np.exp(scores).sum(axis=1)
