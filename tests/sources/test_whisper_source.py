@@ -267,7 +267,11 @@ def test_broken_folders(folder: Callable[[str], Path], tmp_path: Path) -> None:
     def broken(name: str) -> Path:
         return Path(shutil.copytree(folder("english"), tmp_path / name))
 
-    nan, cut, dithered, other = (broken(name) for name in ("nan", "cut", "dithered", "other"))
+    nan, cut, dithered, other, heads = (broken(name) for name in ("nan", "cut", "dithered", "other", "heads"))
+    for wrong in ([[7, 0]], [[0, 9]], "all"):
+        _edit(heads / "generation_config.json", alignment_heads=wrong)
+        assert "cannot load it" in _refusal(heads) or "alignment_heads has head" in _refusal(heads)
+
     tensors = load_file(nan / "model.safetensors")
     tensors["model.encoder.layers.0.fc1.weight"][0, 0] = float("nan")
     save_file(tensors, nan / "model.safetensors", {"format": "pt"})

@@ -33,6 +33,8 @@ def load_whisper(where: str, config: Any, hub: dict[str, Any], *, trust: bool = 
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **hub)
         kind = transformers.WhisperForConditionalGeneration
         module = load_weights(where, kind, config, hub, trust=trust, trained_for="a whole Whisper with its decoder")
+        decoding = read_decoding(where, config, module.generation_config, tokenizer)
+        frontend, own = _frontend(where, extractor), _tokenizer(where, tokenizer)
     provenance = {
         "source": "huggingface",
         "model": where,
@@ -42,8 +44,6 @@ def load_whisper(where: str, config: Any, hub: dict[str, Any], *, trust: bool = 
         "parameters": sum(p.numel() for p in module.parameters()),
         "transformers": transformers.__version__,
     }
-    decoding = read_decoding(where, config, module.generation_config, tokenizer)
-    frontend, own = _frontend(where, extractor), _tokenizer(where, tokenizer)
     return _assemble(Path(where).resolve().name, module, frontend, own, decoding, provenance)
 
 

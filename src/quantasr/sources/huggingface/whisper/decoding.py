@@ -49,6 +49,12 @@ def read_decoding(where: str, config: Any, generation: Any, tokenizer: Any) -> d
             raise ModelLoadError(
                 f"{where}: neither generation_config.json nor the tokenizer has Whisper's token {name}"
             )
+    for layer, head in facts["alignment_heads"]:
+        if not (0 <= layer < facts["layers"] and 0 <= head < facts["heads"]):
+            raise ModelLoadError(
+                f"{where}: generation_config.json: alignment_heads has head {head} of layer {layer}, "
+                f"of {facts['layers']} layers with {facts['heads']} heads"
+            )
     first_time = getattr(generation, "max_initial_timestamp_index", None)
     return facts if first_time is None else facts | {"max_initial_timestamp_index": int(first_time)}
 
