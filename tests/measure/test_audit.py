@@ -10,7 +10,7 @@ import pytest
 
 from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import EngineOptions, ExecutedOp, load_engine
-from quantasr.measure.audit import Audit, LayerAudit, PartAudit, audit, join
+from quantasr.measure.audit import Audit, LayerAudit, PartAudit, _all_calls, audit, join
 
 
 def op(precision: str, **covers: int) -> ExecutedOp:
@@ -107,3 +107,11 @@ def test_the_shortest_audio_is_what_the_model_can_take(sample_artifact: Callable
     # Products of activations grow with the square of the time, everything else with the time.
     short, long = (audit(artifact, {WHOLE: engine}, seconds=s).macs for s in (2.0, 4.0))
     assert 2.0 < long / short < 2.5
+
+
+def test_what_a_part_does_outside_of_modules_goes_by_its_name() -> None:
+    ops = (op("int8", net__fc__MatMul=5), ExecutedOp("m", "k", "fp32", 0.1, {"/MatMul_1": 7, "/fc/MatMul": 1}))
+    for name, place in (("decoder", "decoder graph"), (WHOLE, "")):
+        part = PartAudit(name, "openvino", "fp32", 3.0, ops)
+        rows = {row.path: row.macs for row in join([layer("net.fc"), layer("fc")], list(_all_calls(part)))}
+        assert rows == {"net.fc": 15, "fc": 3, place: 21}

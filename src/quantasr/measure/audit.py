@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quantasr.artifact import Artifact
+from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines.engine import Engine, ExecutedOp, frame_feed
 from quantasr.engines.feeds import part_feed
 from quantasr.speech.frontend import noise
@@ -167,9 +167,15 @@ def audit(artifact: Artifact, engines: Mapping[str, Engine], *, seconds: float =
 
 
 def _all_calls(part: PartAudit) -> Iterator[ExecutedOp]:
-    """Its kernels with the work of all its calls."""
+    """Its kernels with the work of all its calls; what it does outside of modules goes by its own name."""
     for op in part.ops:
-        yield replace(op, covers={node: round(part.calls * macs) for node, macs in op.covers.items()})
+        covers = {_named(part.name, node): round(part.calls * macs) for node, macs in op.covers.items()}
+        yield replace(op, covers=covers)
+
+
+def _named(part: str, node: str) -> str:
+    """``/MatMul_1`` of a decoder -> ``/decoder graph/MatMul_1``; a model that is one graph needs no name."""
+    return node if part == WHOLE or "/" in node.strip("/") else f"/{part} graph/{node.strip('/')}"
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
