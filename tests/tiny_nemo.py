@@ -193,7 +193,6 @@ NOT_RUN_BY_NEMO = ("conformer-vggnet", "conformer-conv1d", "fastconformer-conv1d
 
 TRANSDUCERS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "rnnt": ("fastconformer", False, {}),
-    "rnnt-deep": ("conformer", True, {"layers": 2}),
     "rnnt-citrinet": ("citrinet", True, {}),
     "stateless": ("fastconformer", True, {"context": 2}),
     "stateless-one": ("fastconformer", True, {"context": 1}),
@@ -402,6 +401,31 @@ def original(path: Path) -> Any:
 
     silence()
     return ASRModel.restore_from(str(path), map_location="cpu").eval()
+
+
+def transduced(model: Any, waves: list[Any], strategy: str, beam_size: int = 4, **options: Any) -> list[Any]:
+    """What NeMo's own search makes of each recording alone: hypotheses."""
+    from omegaconf import OmegaConf, open_dict
+
+    decoding = model.cfg.decoding.copy()
+    with open_dict(decoding):
+        decoding.strategy = strategy
+        beam = {"beam_size": beam_size, "score_norm": True, "max_symbols": 10, "allow_cuda_graphs": False}
+        decoding.beam = OmegaConf.create({**beam, "return_best_hypothesis": True})
+        for key, value in options.items():
+            decoding[key] = value
+    head = {"decoder_type": "rnnt"} if hasattr(model, "ctc_decoder") else {}
+    model.change_decoding_strategy(decoding, verbose=False, **head)
+    found = []
+    with torch.no_grad():
+        for wave in waves:
+            encoded, counts = model(
+                input_signal=torch.from_numpy(wave)[None], input_signal_length=torch.tensor([len(wave)])
+            )
+            found += model.decoding.rnnt_decoder_predictions_tensor(
+                encoder_output=encoded, encoded_lengths=counts, return_hypotheses=True
+            )
+    return found
 
 
 def silence() -> None:

@@ -144,15 +144,15 @@ def test_a_beam_wide_enough_finds_the_most_probable_text() -> None:
         rng = np.random.default_rng(seed)
         model = fake(rng, (), tokens=2)
         encoded, counts = encodings(rng, model, 3)
-        options = TransducerOptions(beam_width=300, max_symbols=5, score_norm=False)
+        options = TransducerOptions(beam_width=100, max_symbols=3, score_norm=False)
         search = BeamSearch(model.network(), options, 1)
         search.accept(encoded, counts)
         (found,) = search.finish()
-        texts = everything(model, encoded[0], 5)
+        texts = everything(model, encoded[0], 3)
         best = max(texts, key=lambda text: texts[text])
         assert tuple(found.tokens) == best
         # Alignments with more or fewer tokens on the last frame become one: its limit is felt a little otherwise.
-        assert found.score == pytest.approx(texts[best], abs=0.01)
+        assert found.score == pytest.approx(texts[best], abs=0.05)
 
 
 @pytest.mark.parametrize("durations", KINDS[:3])

@@ -176,7 +176,7 @@ class TransducerModel(PartsModel):
                     "encoded": frames, **({"hidden": frames} if hybrid else {}),
                 },
                 example=lambda: self.probe(2.0, batch=2),
-                typical={"time": self.frontend(np.zeros(10 * self.sample_rate, np.float32)).shape[0], "frames": heard},
+                typical={"frames": heard},
             ),
             "decoder": TorchPart(
                 graph=DecoderPart(module),

@@ -34,7 +34,11 @@ class Hypothesis:
         places = range(len(self.tokens))
         words = []
         for word in tokenizer.words(self.tokens, list(places), [place + 1 for place in places]):
-            start, end = starts[word.start] * frame_seconds, ends[word.end - 1] * frame_seconds
+            # A mark of a word's start may be a token of its own.
+            marked = (
+                tokenizer.kind == "pieces" and word.start and self.tokens[word.start - 1] in tokenizer.delimiter_ids
+            )
+            start, end = starts[word.start - bool(marked)] * frame_seconds, ends[word.end - 1] * frame_seconds
             sure = math.exp(sum(self.logprobs[word.start : word.end]) / (word.end - word.start))
             # Zeros that filled up a short recording are no part of it.
             words.append(Word(word.text, min(start, duration), min(end, duration), sure))
