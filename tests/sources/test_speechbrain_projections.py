@@ -63,3 +63,25 @@ def test_others_stay_as_they_are() -> None:
     )
     project_attention(module)
     assert {type(part) for part in module.values()} == {nn.MultiheadAttention}
+
+
+@pytest.mark.parametrize("masks", ["none", "padding", "causal", "float"])
+def test_relative_attention_is_speechbrains(masks: str) -> None:
+    attention = pytest.importorskip("speechbrain.nnet.attention")
+    torch.manual_seed(0)
+    plain = attention.RelPosMHAXL(16, 4, vbias=masks == "none").eval()
+    x, places = torch.randn(3, 6, 16), attention.RelPosEncXL(16)(torch.zeros(1, 6, 16))
+    options = {
+        "none": {},
+        "padding": {"key_padding_mask": torch.arange(6)[None] >= torch.tensor([6, 4, 5])[:, None]},
+        "causal": {"attn_mask": torch.triu(torch.ones(6, 6, dtype=torch.bool), 1)},
+        "float": {"attn_mask": torch.randn(12, 6, 6)},
+    }[masks]
+    changed = nn.ModuleDict({"att": copy.deepcopy(plain)})
+    project_attention(changed)
+    assert list(find_layers(changed)) == ["att.out_proj", "att.linear_pos", "att.in_proj"]
+    torch.testing.assert_close(changed["att"].in_proj_weight, plain.in_proj_weight)
+    for theirs, ours in zip(plain(x, x, x, places, **options), changed["att"](x, x, x, places, **options), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    y = torch.randn(3, 6, 16)
+    torch.testing.assert_close(changed["att"](x, y, y, places)[0], plain(x, y, y, places)[0])

@@ -90,7 +90,9 @@ def _least_samples(where: str, measure: _Measure) -> tuple[int, int]:
     in all runs of 16 frames and more that follow.
     """
     problem: RuntimeError | None = None
-    for steps in range(1, _MOST + 1):
+    for steps in range(1, 4 * _MOST + 1):
+        if steps > _MOST and problem is None:
+            break
         samples = measure.samples(steps * measure.step)
         try:
             found = measure.run(samples)

@@ -143,7 +143,7 @@ def make_parts(interface: Any, where: str, layout: Layout) -> dict[str, TorchPar
             encoder.outputs,
             {"features": {1: "time"}, "encoded": {1: FRAMES}, "ctc": {1: FRAMES}, **memory_axes},
             lambda: (features[None],),
-            {"time": 10 * round(len(features)), FRAMES: round(10 / layout.frame_seconds)},
+            {FRAMES: round(10 / layout.frame_seconds)},
         )
     }
     for name, step in _steps(interface, where).items():

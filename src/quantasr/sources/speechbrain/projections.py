@@ -1,11 +1,12 @@
-"""PyTorch's ``nn.MultiheadAttention`` with projections that are layers, so that they can be quantized.
+"""Attention whose projections are layers, so that they can be quantized: PyTorch's, and a Conformer's in SpeechBrain.
 
-As it is written it hands all its weights to one function, and none of its layers is ever called. In a Transformer's
-decoder the projections of what the encoder gave are computed anew for every token.
+As they are written their weights are handed to functions, and no layer is ever called. In a Transformer's decoder
+SpeechBrain computes the projections of what the encoder gave anew for every token.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,8 +90,10 @@ def _added(mask: Tensor, q: Tensor) -> Tensor:
 
 
 def project_attention(module: nn.Module) -> None:
-    """Give every plain ``nn.MultiheadAttention`` in ``module`` projections that are layers; in place."""
+    """Give every ``nn.MultiheadAttention`` and ``RelPosMHAXL`` in ``module`` projections that are layers; in place."""
     for part in list(module.modules()):
+        if type(part).__name__ == "RelPosMHAXL":
+            _project_relative(part)
         if type(part) is not nn.MultiheadAttention or not part._qkv_same_embed_dim:
             continue
         if part.bias_k is not None or part.add_zero_attn:
@@ -109,3 +112,62 @@ def _linear(weight: Tensor, bias: Tensor | None, i: int, size: int) -> nn.Linear
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach()[rows], requires_grad=bias.requires_grad)
     return layer.eval()  # type: ignore[no-any-return]
+
+
+@cache
+def _relative() -> Any:
+    """SpeechBrain's ``RelPosMHAXL`` with a layer ``in_proj``."""
+    from speechbrain.nnet.attention import RelPosMHAXL  # type: ignore[import-untyped,unused-ignore]
+
+    class ProjectedRelativeAttention(RelPosMHAXL):  # type: ignore[misc,unused-ignore]
+        """The same attention with relative positions (arXiv 1901.02860), of the same weights."""
+
+        @property
+        def in_proj_weight(self) -> Tensor:
+            """``[3 * embed_dim, embed_dim]``."""
+            weight: Tensor = self.in_proj.weight
+            return weight
+
+        def forward(
+            self,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            pos_embs: Tensor,
+            key_padding_mask: Tensor | None = None,
+            attn_mask: Tensor | None = None,
+            return_attn_weights: bool = True,
+        ) -> Any:
+            """As ``RelPosMHAXL``'s own, ``[batch, time, size]``; of three tensors that are not one it is that."""
+            if query is not key or key is not value:
+                return super().forward(
+                    query, key, value, pos_embs, key_padding_mask, attn_mask, return_attn_weights=return_attn_weights
+                )
+            shape = (query.shape[0], -1, self.num_heads, 3 * self.head_dim)
+            q, k, v = self.in_proj(query).reshape(shape).transpose(1, 2).chunk(3, dim=-1)
+            v = v if self.vbias is None else v + self.value_bias_weight.view(1, self.num_heads, 1, -1)
+            places = self.linear_pos(pos_embs).reshape(1, -1, self.num_heads, self.head_dim).permute(0, 2, 3, 1)
+            # As SpeechBrain lays the biases out, and as it scales: by the whole width.
+            bias_u, bias_v = (bias.view(1, self.num_heads, 1, -1) for bias in (self.pos_bias_u, self.pos_bias_v))
+            scores = ((q + bias_u) * self.scale) @ k.transpose(-1, -2)
+            scores = scores + self.rel_shift(((q + bias_v) * self.scale) @ places)
+            if attn_mask is not None:
+                masks = _added(attn_mask, scores)
+                scores = scores + (masks if masks.ndim == 2 else masks.view(-1, self.num_heads, *masks.shape[1:]))
+            if key_padding_mask is not None:
+                scores = scores + _added(key_padding_mask, scores)[:, None, None]
+            attention = self.dropout_att(torch.softmax(scores, dim=-1))
+            found = (attention @ v).transpose(1, 2).reshape(query.shape[0], -1, self.vdim)
+            out = self.out_proj(found)
+            return (out, attention) if return_attn_weights else out
+
+    return ProjectedRelativeAttention
+
+
+def _project_relative(part: Any) -> None:
+    if part._qkv_same_embed_dim:
+        weight = part._parameters.pop("in_proj_weight")
+        part.__class__ = _relative()
+        layer: Any = nn.Linear(part.embed_dim, 3 * part.embed_dim, False, device="meta")
+        layer.weight = weight
+        part.add_module("in_proj", layer.eval())
