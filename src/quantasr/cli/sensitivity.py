@@ -52,8 +52,8 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         "--by",
         choices=BY,
         default="module",
-        help="module: blocks as encoder.layers.3 and what is beside them (default); layer; kind as conv1d; part: encoder, "
-        "decoder, joiner, or the first name of the path",
+        help="module: blocks as encoder.layers.3 and what is beside them (default); layer; kind as conv1d; part: "
+        "encoder, decoder, joiner, or the first name of the path",
     )
     command.add_argument("--match", metavar="PATTERN", help="only layers, or what is in modules, of this path")
     command.add_argument(

@@ -26,11 +26,14 @@ def for_part(options: EngineOptions, artifact: Artifact, part: str) -> EngineOpt
     """
     round_inputs = artifact.recipe.get("weight_only_inputs") == "int8"
     row = artifact.parts.get(part)
-    return replace(options, round_inputs=round_inputs, shapes={} if row is None else _fixed_shapes(row))
+    return replace(options, round_inputs=round_inputs, shapes={} if row is None else fixed_shapes(row))
 
 
-def _fixed_shapes(part: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of ``features`` where they always have one length: windows of 30 s."""
+def fixed_shapes(part: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of a part's ``features`` where they always have one length: windows of 30 s.
+
+    Raises :class:`ArtifactError` for a row of another form.
+    """
     time = part.get("typical", {}).get(TIME)
     if time is None or "features" not in part["inputs"]:
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from quantasr.artifact import WHOLE
 from quantasr.engines import load_engine
 from quantasr.engines.engine import Engine, EngineOptions, frame_feed
-from quantasr.engines.feeds import part_feed
+from quantasr.engines.feeds import fixed_shapes, part_feed
 from quantasr.engines.selection import candidates
 from quantasr.engines.torch_native.backends import adapt
 from quantasr.engines.torch_native.convert import calibrate_native, choose
@@ -100,6 +101,8 @@ class TimedGraph:
             self._feed, self._calls = frame_feed(study.model.frontend(wave)[None]), 1.0
         else:
             self._feed, self._calls = part_feed(part.to_dict()), max(1.0, self._seconds * part.calls)
+        recipe, shapes = study.prepared.recipe, {} if part is None else fixed_shapes(part.to_dict())
+        options = replace(options, shapes=shapes, round_inputs=recipe.weight_only_inputs == "int8")
         self._traced = trace_quantized(study.prepared, part)
         self.graphed = labels(self._traced)
         """The layers and attention products that have a quantizer in it."""
