@@ -24,7 +24,7 @@ class TorchPart:
     one tensor). It holds submodules of the model's ``module``, best under the same paths, so that quantizers attached
     there act here. ``axes`` names the axes of each input and output whose lengths vary; ``example`` gives arguments to
     trace it with, their varying lengths neither 0 nor 1. ``typical`` are the lengths of the axes in one call while
-    speech is decoded, by their names (1 where it names none; ``time`` only of features that always have one length), and
+    speech is decoded, by their names (1 where it names none; ``time`` only of features that always have one length);
     ``calls`` the calls in a second of speech, 0 for one in each recording: what times and shares of work are weighed
     with.
     """
