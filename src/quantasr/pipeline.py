@@ -92,6 +92,10 @@ def quantize(
     chosen = find_recipe(recipe, model.family)
     check_fits(model, chosen)
     if native is not None:
+        if isinstance(model, PartsModel) and model.decoder != "attention":
+            raise EngineError(
+                f"{model.name}: its decoder ({model.decoder}) runs over graphs only: leave --engine {engine} out"
+            )
         speech = [u.load(model.sample_rate) for u in utterances[:_PARITY_UTTERANCES]]
         return quantize_native(
             model, output, utterances, speech, chosen, native, overwrite=overwrite, progress=progress, say=say

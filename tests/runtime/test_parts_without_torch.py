@@ -97,6 +97,13 @@ def test_parts_that_do_not_belong_together(whisper: Path, speechbrain: Path, tmp
     assert "encoder" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_pytorchs_own_int8_is_not_for_them(tmp_path: Path) -> None:
+    model = MODELS / "nemo" / "tdt.nemo"
+    with pytest.raises(EngineError, match=r"decoder \(transducer\) runs over graphs only: leave --engine torch out"):
+        quantasr.quantize(model, tmp_path / "int8", calibration=sample.calibration(), engine="torch", limit=2)
+    assert not (tmp_path / "int8").exists()
+
+
 @pytest.mark.parametrize("missing", ["encoder.onnx", "tokenizer.json"])
 def test_a_part_that_is_missing(missing: str, whisper: Path, tmp_path: Path) -> None:
     folder = tmp_path / "less"

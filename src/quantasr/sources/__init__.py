@@ -15,10 +15,10 @@ from quantasr.sources.asr_model import AsrModel, CtcModel, FrameModel, LatticeMo
 from quantasr.sources.vocabulary import characters_of, new_vocabulary
 
 SOURCES: dict[str, str] = {
-    "nemo": "NVIDIA NeMo (CTC models): a .nemo file, or a pretrained model's name",
+    "nemo": "NVIDIA NeMo (CTC, RNN-T and TDT models): a .nemo file, or a pretrained model's name",
     "speechbrain": "SpeechBrain (EncoderASR, EncoderDecoderASR): a folder with hyperparams.yaml, or its own hub id",
     "kaldi": "Kaldi and Vosk (nnet3): a folder with final.mdl or am/final.mdl",
-    "huggingface": "Hugging Face Transformers (AutoModelForCTC): a folder with config.json, or a hub id",
+    "huggingface": "Hugging Face Transformers (AutoModelForCTC, Whisper): a folder with config.json, or a hub id",
 }
 """Name of each source and what it reads; the first that recognises a place loads it."""
 
