@@ -71,6 +71,7 @@ def study(model: AsrModel, recipe: Recipe | None, waves: Iterable[Waveform], *, 
     Layers that are never called, or that nothing quantizes, are in ``left_out``. Raises what
     :func:`quantasr.quantize.calibrate` raises.
     """
+    model.make_exportable()  # before its layers are named: projections inside attention become some
     prepared = prepare(model, complete(model, recipe))
     try:
         native = _native(prepared, model)
