@@ -39,7 +39,7 @@ def fixed_shapes(part: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         return {}
     try:
         shape = part["inputs"]["features"]["shape"]
-        return {"features": tuple(axis if isinstance(axis, int) else time if axis == TIME else -1 for axis in shape)}
+        return {"features": tuple(axis if isinstance(axis, int) else part["typical"].get(axis, 1) for axis in shape)}
     except (KeyError, TypeError) as error:
         raise _unreadable(error) from None
 
