@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hand_graphs import node, save, weight
 
@@ -30,6 +31,23 @@ def waves() -> list[Waveform]:
     found = [u.load(8000) for u in read_manifest(sample.evaluation())[:10]]
     assert len({len(wave) for wave in found}) == len(found)
     return found
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_outputs_keep_their_names_where_another_node_does_the_same(engine: str, tmp_path: Path) -> None:
+    nodes = [
+        node("Sigmoid", "features", "/sigmoid"),
+        node("Transpose", "/sigmoid", "/first", perm=[0, 2, 1]),
+        node("Relu", "/first", "/relu"),
+        node("MatMul", "/relu matrix", "/product"),
+        node("Transpose", "/sigmoid", "logprobs", perm=[0, 2, 1]),  # OpenVINO makes one of both, with both names
+    ]
+    path = save(tmp_path / "graph.onnx", nodes, ["batch", 3, 4], {"matrix": weight(3, 2)})
+    model = onnx.load(str(path))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("/product", onnx.TensorProto.FLOAT, ["batch", 4, 2]))
+    onnx.save(model, str(path))
+    found = load_engine(engine, path, EngineOptions(1)).run({"features": weight(1, 3, 4)})
+    assert list(found) == ["logprobs", "/product"] and found["logprobs"].shape == (1, 4, 3)
 
 
 @pytest.fixture

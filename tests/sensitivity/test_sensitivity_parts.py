@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_parts
+import torch
 
 import quantasr
 from quantasr.engines.engine import EngineOptions
@@ -24,6 +26,18 @@ def test_a_layer_belongs_to_the_part_that_calls_it() -> None:
         "model.decoder": "decoder",
         "proj_out": "joiner",
     }
+
+
+def test_a_layer_that_no_graph_calls_belongs_to_those_around_it() -> None:
+    model = tiny_parts.toy()
+    inner: Any = model.module.model
+    inner.encoder[0].add_module("positions", torch.nn.Embedding(2, 2))
+    inner.add_module("tokens", torch.nn.Embedding(2, 2))
+    model.module.add_module("other", torch.nn.Embedding(2, 2))
+    found = parts_of(model)
+    assert found["model.encoder.0.positions"] == "encoder"
+    assert found["model.tokens"] == "encoder"  # two of the three layers in model are
+    assert found["other"] == "other"
 
 
 def test_the_table_by_part_and_its_advice(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ class OpenVinoEngine:
             )
         self.compute = known[min(1, len(known) - 1)] if options.compute == "auto" else options.compute
         self._shapes: dict[str, ov.PartialShape] = {}
+        self._outputs: list[str] = []
         compiled = self._compile(self._properties(), options.shapes)
-        self._outputs = [port.get_any_name() for port in compiled.outputs]
         # A graph of any lengths, and before it one of the shapes that inputs mostly have.
         self._any: Any = None if options.shapes else compiled.create_infer_request()
         self._usual: Any = compiled.create_infer_request() if options.shapes else None
@@ -71,6 +71,8 @@ class OpenVinoEngine:
                 core = ov.Core()
                 model = core.read_model(self._graph)
                 self._shapes = {port.get_any_name(): port.get_partial_shape() for port in model.inputs}
+                # Of the compiled graph an output may have other names too: those of nodes that did the same.
+                self._outputs = [port.get_any_name() for port in model.outputs]
                 if shapes:
                     fixed = {name: ov.PartialShape(list(shape)) for name, shape in shapes.items()}
                     model.reshape({**self._shapes, **fixed})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,7 @@ def parts_of(model: AsrModel) -> dict[str, str]:
     """The part of each layer, by its path: the first whose graph calls it; none for models that are one graph.
 
     Paths say less: Whisper projects what the encoder heard in layers of ``model.decoder``, but once for each recording,
-    in the encoder's graph.
+    in the encoder's graph. Of what none calls, as an embedding whose weight alone is read, the nearest layers decide.
     """
     if not isinstance(model, PartsModel):
         return {}
@@ -24,7 +26,17 @@ def parts_of(model: AsrModel) -> dict[str, str]:
     for name, part in model.parts().items():
         for path in _called(model, part):
             found.setdefault(path, name)
-    return found
+    return {path: found[path] if path in found else _nearest(path, found) for path in find_layers(model.module)}
+
+
+def _nearest(path: str, found: Mapping[str, str]) -> str:
+    """The part that most layers belong to of those that share the longest beginning of their paths with ``path``."""
+    names = path.split(".")
+    for length in range(len(names) - 1, 0, -1):
+        above = ".".join(names[:length]) + "."
+        if near := Counter(part for other, part in found.items() if other.startswith(above)):
+            return near.most_common(1)[0][0]
+    return names[0]
 
 
 def _called(model: AsrModel, part: TorchPart) -> list[str]:
