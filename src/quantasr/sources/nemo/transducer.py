@@ -25,12 +25,22 @@ _TOKENS_PER_SECOND = 4.0
 """SentencePiece tokens of English speech, about."""
 
 
+class _Some(nn.Module):
+    """Some of a model's children under the names that they have there."""
+
+    def __init__(self, model: nn.Module, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            self.add_module(name, model.get_submodule(name))
+
+
 class EncoderPart(nn.Module):
     """Features to what the joiner reads of each frame, and of hybrids also to what the CTC head reads."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = _Some(model, "encoder", "joint")
+        self.hybrid = hasattr(model, "ctc_decoder")
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """``[batch, time, bins]``, ``[batch]`` -> ``[batch, frames, H]``, ``[batch]``(, ``[batch, frames, D]``)."""
@@ -42,7 +52,7 @@ class EncoderPart(nn.Module):
             hidden, counts = model.encoder(audio_signal=features.transpose(1, 2), length=lengths)
         hidden = hidden.transpose(1, 2)
         encoded = model.joint.project_encoder(hidden)
-        return (encoded, counts, hidden) if hasattr(model, "ctc_decoder") else (encoded, counts)
+        return (encoded, counts, hidden) if self.hybrid else (encoded, counts)
 
 
 class DecoderPart(nn.Module):
@@ -50,7 +60,7 @@ class DecoderPart(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = _Some(model, "decoder", "joint")
 
     def forward(self, tokens: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """``[batch, 1]``, states ``[batch, ...]`` -> ``[batch, H]``, next states."""
@@ -68,7 +78,7 @@ class JoinerPart(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = _Some(model, "joint")
 
     def forward(self, encoded: Tensor, prediction: Tensor) -> Tensor:
         """``[batch, frames, H]``, ``[batch, H]`` -> ``[batch, frames, tokens + 1 (+ durations)]``."""
@@ -82,7 +92,7 @@ class CtcPart(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = _Some(model, "ctc_decoder")
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[batch, frames, D]`` -> log-probs ``[batch, frames, tokens + 1]``."""
