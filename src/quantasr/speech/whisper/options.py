@@ -104,7 +104,8 @@ class WhisperOptions:
     stays below ``silence_threshold`` dB (white noise of -76 dBFS) is not heard at all. None switches a gate off.
 
     ``condition_on_previous_text`` shows each window the text before it. ``encode`` "audio" lets the encoder hear only
-    as much as there is, and ``encode_margin`` seconds of silence; "window" always 30 s, as in training.
+    as much as there is, and ``encode_margin`` seconds of silence, without which it goes round in circles (tiny.en on
+    LJSpeech: WER 22.3 % with 0.3 s, 13.8 % with 1 s, 7.8 % with 4 s); "window" always 30 s, as in training (7.8 %).
     ``chunk_seconds`` is how much of a long recording is heard at once. ``max_tokens`` bounds the text of a window.
     """
 
@@ -122,7 +123,7 @@ class WhisperOptions:
     silence_threshold: float | None = -70.0
     condition_on_previous_text: bool = False
     encode: str = "window"
-    encode_margin: float = 1.0
+    encode_margin: float = 4.0
     chunk_seconds: float = 30.0
     max_tokens: int | None = None
     suppress_tokens: tuple[int, ...] = ()
