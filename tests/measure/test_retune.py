@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -169,24 +168,24 @@ def test_an_encoder_runs_once(made: tuple[Path, list[Utterance]]) -> None:
     assert calls == 4
 
 
-@pytest.fixture
-def manifest(tmp_path: Path) -> Iterator[Path]:
-    rows = [
-        {"audio_filepath": str(u.audio), "text": u.text, "duration": 0.17}
-        for u in tiny_parts.record(tmp_path, 2, seed=6)
-    ]
-    path = tmp_path / "tuning.jsonl"
+def manifest(path: Path, utterances: list[Utterance]) -> Path:
+    rows = [{"audio_filepath": str(u.audio), "text": u.text, "duration": 0.17} for u in utterances]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    yield path
+    return path
 
 
-def test_the_command(artifact: Path, manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(artifact)
-    asked = ["retune", str(artifact), "--tuning", str(manifest), "--grid", "blank_penalty=0.75,1"]
+    quiet = manifest(tmp_path / "tuning.jsonl", tiny_parts.record(tmp_path, 2, seed=6))
+    loud = manifest(tmp_path / "evaluation.jsonl", tiny_parts.record(tmp_path, 2, seed=7, quiet=0.6))
+    asked = ["retune", str(artifact), "--tuning", str(quiet), "--grid", "blank_penalty=0.75,1"]
     assert main([*asked, "--dry-run", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["chosen"] == {"blank_penalty": 0.75}
     assert "--dry-run" in err and contents(artifact) == before
+    # Loud words need no penalty, so it gains nothing there.
+    assert main([*asked, "--evaluation", str(loud), "--dry-run"]) == 0
+    assert "on the evaluation speech that gains nothing" in capsys.readouterr().err
     assert main(asked) == 0
     out, err = capsys.readouterr()
     assert "* blank_penalty 0.75" in out and f"{artifact}: blank_penalty 0.75" in err

@@ -90,4 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"quantasr: --dry-run: {arguments.artifact} is unchanged")
     else:
         say(f"quantasr: {arguments.artifact}: {found.best.name}")
+    if found.evaluation is not None and found.evaluation.against_first()[0].difference >= 0:
+        say("quantasr: on the evaluation speech that gains nothing: what was gained may be chance")
     return 3 if found.failures else 0
