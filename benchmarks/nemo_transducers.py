@@ -134,7 +134,7 @@ def build(kind: str, wave: Waveform) -> Nemo:
         _spread(model.joint, encoded[0].T)
         bias = model.joint.joint_net[-1].bias
         found = {}
-        for blank in torch.linspace(-2, 14, 33).tolist():
+        for blank in torch.linspace(2, 12, 11).tolist():
             bias[TOKENS] = blank
             rate = len(nemo.decode(encoded, counts).y_sequence) * 16000 / wave.size
             found[blank] = rate
