@@ -88,7 +88,7 @@ def test_where_the_time_goes(artifact: Artifact, monkeypatch: pytest.MonkeyPatch
     mixed = load(artifact, engine=MIXED, threads=1, compute="fp32")
     monkeypatch.setattr(benching, "load", lambda *_, **__: mixed)
     monkeypatch.setattr(quantasr, "load_model", lambda *_, **__: tiny_parts.toy(), raising=False)
-    rows = bench([artifact], WAVE, original=load_original("toy", 1), threads=1, rounds=3, memory=False)
+    rows = bench([artifact], WAVE, original=load_original("toy", 1), threads=1, rounds=1, memory=False)
     labels = [row.label for row in rows]
     assert labels[:3] == ["original (PyTorch)", "toy-toy onnxruntime fp32", "toy-toy openvino fp32"]
     assert labels[-1] == "toy-toy auto (encoder openvino fp32, decoder onnxruntime fp32, joiner onnxruntime fp32)"
@@ -98,7 +98,7 @@ def test_where_the_time_goes(artifact: Artifact, monkeypatch: pytest.MonkeyPatch
         # The blank and four words; a word ends a block of frames.
         assert calls["frontend"] == calls["encoder"] == 1 and calls["decoder"] == 5 and calls["joiner"] >= 5
         assert all(share.seconds > 0 for share in row.split)
-        assert sum(share.seconds for share in row.split) == pytest.approx(row.timing.p50, rel=0.5)
+        assert sum(share.seconds for share in row.split) <= row.timing.p50  # of the same run
     assert list(rows[0].to_dict()["split"]) == STAGES
     text = shown(split_table(rows))
     assert all(label in text for label in labels) and "× 5" in text

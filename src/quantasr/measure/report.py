@@ -86,8 +86,9 @@ def bench_table(rows: Sequence[BenchRow]) -> Table:
 
 def audit_table(audit: Audit) -> Table:
     """Each layer: planned, executed, share of the work, and why it stayed float."""
+    whole = f"{audit.engine} ({audit.compute}): multiply-accumulates {types_cell(audit.share)}"
     table = plain_table(
-        f"{audit.engine} ({audit.compute}): multiply-accumulates {types_cell(audit.share)}",
+        whole if len(audit.parts) == 1 else "the layers of all parts",
         *("layer", "kind", "recipe", "executed in", "share of MACs", "why float"),
     )
     for layer in audit.layers:
