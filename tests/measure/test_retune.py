@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,9 +120,9 @@ def test_a_greedy_ctc_model_has_nothing_to_tune(sample_artifact: object) -> None
     folder = sample_artifact("default")  # type: ignore[operator]
     speech = read_manifest(sample.evaluation())[:1]
     with pytest.raises(RecipeError, match="it has nothing to tune: name options and values"):
-        retune(folder, speech)
+        retune(folder, speech, engine="onnxruntime")
     with pytest.raises(RecipeError, match="no search whose options could be tuned"):
-        retune(folder, speech, grids={"alpha": (0.5,)})
+        retune(folder, speech, engine="onnxruntime", grids={"alpha": (0.5,)})
 
 
 def test_the_weights_of_ctcs_beam_search(sample_artifact: object, tmp_path: Path) -> None:
@@ -136,10 +137,11 @@ def test_the_weights_of_ctcs_beam_search(sample_artifact: object, tmp_path: Path
     decoding = {**BeamDecoder(beam_width=4, beta=30.0).to_dict(), "lm": None}
     replace(original, folder=tmp_path, decoding=decoding).write_manifest()
     speech = read_manifest(sample.evaluation())[:3]
-    found = retune(tmp_path, speech, grids={"beta": (0.0,), "beam_width": (4,)}, threads=1)
+    quick: Any = {"engine": "onnxruntime", "threads": 1}
+    found = retune(tmp_path, speech, grids={"beta": (0.0,), "beam_width": (4,)}, **quick)
     assert found.own == {"beta": 30.0, "beam_width": 4}
     with pytest.raises(RecipeError, match="CTC's beam search has no option 'gamma'; it has alpha"):
-        retune(tmp_path, speech, grids={"gamma": (0.0,)})
+        retune(tmp_path, speech, grids={"gamma": (0.0,)}, **quick)
 
 
 def test_an_encoder_runs_once(made: tuple[Path, list[Utterance]]) -> None:
