@@ -14,16 +14,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from peers import nncf_int8
 
 import quantasr
 from quantasr.artifact import Artifact, graph_name
-from quantasr.engines import EngineOptions
-from quantasr.engines.selection import fastest
 from quantasr.export import export_float, save_graph
 from quantasr.measure.evaluate import Evaluation, evaluate_systems
 from quantasr.measure.footprint import footprint
@@ -36,6 +36,8 @@ MODEL = SHARED / "models" / "whisper-tiny.en"
 LJSPEECH = SHARED / "data" / "ljspeech" / "eval.jsonl"
 SPEECHOCEAN = SHARED / "data" / "speechocean762" / "test.jsonl"
 CALIBRATION = SHARED / "data" / "speechocean762" / "train.jsonl"
+
+LAST_NORM = "LayerNormalization"
 
 # A process that transcribes one file, and what it says last is its peak memory.
 _HF = """
@@ -147,7 +149,7 @@ def artifacts(folder: Path, recipes: Sequence[str]) -> dict[str, Artifact]:
 
 
 def float_encoders(folder: Path) -> dict[str, Path]:
-    """The encoder as we export it, with the decoder's keys and values, and Hugging Face's own, 30 s alone."""
+    """Hugging Face's own encoder of 30 s, and the encoder as we export it, with the decoder's keys and values."""
     import torch
 
     ours, plain = folder / "float" / graph_name("encoder"), folder / "float" / "plain.onnx"
@@ -155,57 +157,69 @@ def float_encoders(folder: Path) -> dict[str, Path]:
     model = quantasr.load_model(MODEL)
     if not plain.exists():
         features = torch.zeros(1, 80, 3000)
-        named = {"input_names": ["input_features"], "output_names": ["encoded"]}
+        named = {"input_names": ["features"], "output_names": ["encoded"]}
         torch.onnx.export(model.module.model.encoder, (features,), str(plain), dynamo=False, opset_version=17, **named)
     if not ours.exists():
         model.make_exportable()
         save_graph(export_float(model, model.parts()["encoder"]), ours)
-    return {"encoder and keys": ours, "encoder": plain}
+    return {"encoder": plain, "encoder, keys, values": ours}
+
+
+def encoder_only(artifact: Artifact, target: Path) -> Path:
+    """The artifact's encoder up to its last norm: what the bare encoder computes."""
+    import onnx
+
+    graph = artifact.graphs["encoder"]
+    norms = [node for node in onnx.load(graph, load_external_data=False).graph.node if node.op_type == LAST_NORM]
+    onnx.utils.extract_model(str(graph), str(target), ["features"], [norms[-1].output[0]], check_model=False)
+    return target
 
 
 def time_encoders(folder: Path, made: dict[str, Artifact], threads: int, rounds: int) -> None:
-    """Ours beside NNCF's int8 of the same graph, and of the encoder without the decoder's keys and values."""
+    """Ours and NNCF's int8, on OpenVINO in its default precision, 30 s: the bare encoder, and with keys and values."""
     import openvino as ov
 
-    graphs = float_encoders(folder)
-    first = next(iter(made.values()))
-    rate = first.frontend.sample_rate
-    waves = [utterance.load(rate) for utterance in read_manifest(CALIBRATION)[:32]]
-    features = [first.frontend(wave)[None] for wave in waves]
-    calls: dict[str, Any] = {}
-    for label, graph in graphs.items():
-        turned = label == "encoder"
-        name = "input_features" if turned else "features"
-        rows = [{name: np.ascontiguousarray(row.transpose(0, 2, 1)) if turned else row} for row in features]
+    frontend = next(iter(made.values())).frontend
+    waves = [utterance.load(frontend.sample_rate) for utterance in read_manifest(CALIBRATION)[:32]]
+    features = [frontend(wave)[None] for wave in waves]
+    core = ov.Core()
+    precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    graphs: dict[str, dict[str, Path]] = {}
+    for label, graph in float_encoders(folder).items():
         target = folder / f"nncf-{graph.stem}.xml"
         if not target.exists():
             import nncf
 
+            turned = label == "encoder"
+            rows = [{"features": np.ascontiguousarray(row.transpose(0, 2, 1)) if turned else row} for row in features]
             nncf_int8(graph, rows, target, model_type=nncf.ModelType.TRANSFORMER)
-        for precision in ("f32", "bf16"):
-            options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-            core = ov.Core()
-            if precision == "bf16":
-                if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-                    continue
-                options["INFERENCE_PRECISION_HINT"] = "bf16"
-            else:
-                options["INFERENCE_PRECISION_HINT"] = "f32"
-            request = core.compile_model(core.read_model(target), "CPU", options).create_infer_request()
-            calls[f"NNCF int8 {precision}, {label}"] = lambda r=request, row=rows[0]: r.infer(row, share_inputs=True)
+        graphs[label] = {"NNCF": target}
     for recipe, artifact in made.items():
-        engine = fastest(artifact, EngineOptions(threads), "encoder")
-        calls[f"{recipe}, encoder and keys [{engine.name} {engine.compute}]"] = lambda e=engine: e.run(
-            {"features": features[0]}
-        )
-    found = time_calls(calls, 30.0, rounds=rounds)
-    nncf_best = min((name for name in found if name.startswith("NNCF")), key=lambda name: found[name].p50)
-    default = next(name for name in found if name.startswith("NNCF") and name.endswith("encoder"))
-    print(f"\nencoder alone, 30 s, {threads} threads")
-    for name, timing in found.items():
+        graphs["encoder"][recipe] = encoder_only(artifact, folder / f"bare-{recipe}.onnx")
+        graphs["encoder, keys, values"][recipe] = artifact.graphs["encoder"]
+    calls: dict[str, Any] = {}
+    for label, found in graphs.items():
+        for name, graph in found.items():
+            model = core.read_model(graph)
+            turned = name == "NNCF" and label == "encoder"
+            row = np.ascontiguousarray(features[0].transpose(0, 2, 1)) if turned else features[0]
+            model.reshape({"features": list(row.shape)})
+            request = core.compile_model(model, "CPU", options).create_infer_request()
+            calls[f"{label}: {name}"] = partial(request.infer, {"features": row}, share_inputs=True, share_outputs=True)
+    timings = time_calls(calls, 30.0, rounds=rounds)
+    print(f"\nencoder, 30 s, OpenVINO {precision}, {threads} threads")
+    for name, timing in timings.items():
+        base = timings[f"{name.partition(':')[0]}: NNCF"]
+        bare = timings["encoder: NNCF"]
         print(
-            f"  {name:55s} {timing.p50 * 1e3:7.1f} ms   ÷ NNCF's fastest {ratio(timing, found[nncf_best])}"
-            f"   ÷ {default} {ratio(timing, found[default])}"
+            f"  {name:35s} {timing.p50 * 1e3:7.1f} ms   ÷ NNCF {ratio(timing, base)}   "
+            f"÷ NNCF's bare encoder {ratio(timing, bare)}"
         )
 
 
@@ -214,7 +228,10 @@ def score(name: str, found: Evaluation) -> None:
     print(f"\n{name}")
     pairs = [None, *found.against_first()]
     for result, pair in zip(found.results, pairs, strict=True):
-        beside = "" if pair is None else f"   difference {pair}"
+        beside = ""
+        if pair is not None:
+            low, high = (100 * end for end in pair.interval)
+            beside = f"   − first {100 * pair.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
         print(f"  {result.system[:70]:70s} WER {result.wer}   RTF {result.rtf:.4f}{beside}")
 
 
@@ -226,8 +243,8 @@ def peak(code: str, *arguments: str) -> int:
 
 def memory(folder: Path, made: dict[str, Artifact], threads: int) -> None:
     """Peak memory of a process that transcribes one recording."""
-    wave = str(read_manifest(LJSPEECH)[0].audio)
-    count = str(threads)
+    wave, count = str(folder / "speech.wav"), str(threads)
+    soundfile.write(wave, read_manifest(LJSPEECH)[0].load(16000), 16000)
     original = peak(_HF, str(MODEL), wave, count)
     rows = {"Hugging Face fp32": original}
     rows["faster-whisper int8"] = peak(_FASTER, str(convert(folder, "int8")), wave, count)

@@ -30,6 +30,9 @@ in the same length, and an engine may be slow on the first run of a length."""
 _STEP = 0.037
 """By how much they grow from one round to the next, so that every round has new lengths."""
 
+_WINDOWS, _STEPS = 2, 8
+"""How often what always has one length is run instead: a window, and a step of a decoder, which is short."""
+
 _ROUNDS = 3
 _ENOUGH = 5.0  # seconds, after which no further round begins
 
@@ -102,8 +105,8 @@ def load_of(artifact: Artifact, part: str = WHOLE) -> Load:
             lambda turn: [_noise(artifact, seconds + turn * _STEP) for seconds in _SECONDS],
             10.0 / (2 * sum(_SECONDS)),
         )
-    feed = part_feed(row)
-    return Load(feed, lambda _: [feed], max(1.0, 10.0 * row["calls"]) / 2)
+    feed, times = part_feed(row), _STEPS if row["calls"] else _WINDOWS
+    return Load(feed, lambda _: [feed] * times, max(1.0, 10.0 * row["calls"]) / (2 * times))
 
 
 def measure(load: Load, engines: Mapping[System, Engine]) -> dict[System, float]:
