@@ -1,11 +1,11 @@
-"""The two NeMo models trained on digit strings: error rates of the original, of artifacts and of native int8.
+"""The NeMo models trained on digit strings: error rates of the original, of artifacts and of native int8.
 
     python benchmarks/nemo_digits.py --threads 2
     python benchmarks/nemo_digits.py out/quartznet.nemo
 
 Prints, for each model, WER with counts on strings never heard in training, and the paired difference from PyTorch;
 then the largest difference beside its bar. Native int8 takes every layer that its backend has a kernel for, also where
-float would be faster: the most that can cost accuracy.
+float would be faster: the most that can cost accuracy. Transducers have no native int8.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from quantasr.measure.original import load_original
 from quantasr.measure.report import evaluation_table
 from quantasr.pipeline import quantize
 from quantasr.runtime import load
+from quantasr.sources import CtcModel, load_model
 from quantasr.speech.manifest import read_manifest
 from quantasr.speech.transcript import Transcriber
 
@@ -45,6 +46,8 @@ def artifacts(model: Path, folder: Path, threads: int) -> list[Transcriber]:
 def native(model: Path, folder: Path, threads: int) -> list[Transcriber]:
     """The model in PyTorch's own int8 with each recipe, on every backend that this build of PyTorch has."""
     systems: list[Transcriber] = []
+    if not isinstance(load_model(model), CtcModel):
+        return systems
     for recipe in RECIPES:
         for backend in usable_backends():
             artifact = quantize(
@@ -76,7 +79,8 @@ def main() -> None:
         show(evaluation_table(evaluation))
         points = [100 * pair.difference for pair in evaluation.against_first()]
         for kind, found in (("artifact", points[: len(graphs)]), ("native int8", points[len(graphs) :])):
-            print(f"{model.stem}: worst {kind}: WER {max(found):+.2f} points; bar {BAR} points")
+            if found:
+                print(f"{model.stem}: worst {kind}: WER {max(found):+.2f} points; bar {BAR} points")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from peers import nncf_int8
+from whisper_search import unspoken
 
 import quantasr
 from quantasr.artifact import Artifact, graph_name
@@ -38,6 +39,7 @@ SPEECHOCEAN = SHARED / "data" / "speechocean762" / "test.jsonl"
 CALIBRATION = SHARED / "data" / "speechocean762" / "train.jsonl"
 
 LAST_NORM = "LayerNormalization"
+FIGURES = ["time", "wer", "encoder", "memory", "quiet"]
 
 # A process that transcribes one file, and what it says last is its peak memory.
 _HF = """
@@ -255,6 +257,14 @@ def memory(folder: Path, made: dict[str, Artifact], threads: int) -> None:
         print(f"  {name:25s} {value / 1e6:7.0f} MB   ÷ Hugging Face {value / original:.3f}")
 
 
+def quiet(systems: Sequence[Any], minutes: float) -> None:
+    """Words that each system invents where nobody speaks, with its gates."""
+    print(f"\n{minutes:g} minutes each of what is no speech: words invented")
+    for name, wave in unspoken(round(minutes * 60 * 16000)):
+        found = {system.name: len(system.transcribe([wave])[0].text.split()) for system in systems}
+        print(f"  {name:25s} {', '.join(f'{system[:32]}: {words}' for system, words in found.items())}", flush=True)
+
+
 def main() -> None:
     """Run it all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -262,8 +272,9 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["default"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of silence, of noise and so on")
     parser.add_argument("--limit", type=int, help="the first utterances of each set only")
-    parser.add_argument("--only", nargs="+", choices=["time", "wer", "encoder", "memory"])
+    parser.add_argument("--only", nargs="+", choices=FIGURES)
     arguments = parser.parse_args()
     if not MODEL.is_dir():
         sys.exit(
@@ -272,7 +283,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    only = arguments.only or ["time", "wer", "encoder", "memory"]
+    only = arguments.only or FIGURES
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
@@ -299,6 +310,8 @@ def main() -> None:
             judged = [quantasr.load_model(MODEL).transcriber(name="float, PyTorch"), *ours, *faster]
             for name, manifest in (("LJSpeech", LJSPEECH), ("speechocean762 test", SPEECHOCEAN)):
                 score(name, evaluate_systems(judged, manifest, normalizer="english", limit=arguments.limit))
+        if "quiet" in only:
+            quiet([quantasr.load_model(MODEL).transcriber(name="float, PyTorch"), *ours], arguments.minutes)
         if "encoder" in only:
             time_encoders(work, made, arguments.threads, 4 * arguments.rounds)
         if "memory" in only:

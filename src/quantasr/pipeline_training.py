@@ -161,8 +161,8 @@ def _load(model: FrameModel | str | Path, trust: bool, say: Say) -> FrameModel:
         found = load_model(model, trust=trust)
         if not isinstance(found, FrameModel):
             raise EngineError(
-                f"{found.name}: its decoder ({found.decoder}) runs in its own framework only: what can be trained here "
-                "are CTC models and Kaldi's"
+                f"{found.name}: decodes step by step ({found.decoder}): what can be trained here are CTC models, "
+                "the CTC head of NeMo's hybrids (model.nemo#ctc), and Kaldi's"
             )
         return found
     return model

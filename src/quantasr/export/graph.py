@@ -50,8 +50,11 @@ def export_quantized(prepared: Prepared, part: TorchPart | None = None) -> onnx.
 def trace_quantized(prepared: Prepared, part: TorchPart | None = None) -> onnx.ModelProto:
     """A converted model as it is traced: a node of our domain for each quantizer, labelled with its layer's path."""
     prepared.label()
+    # The exporter complains of a domain that no node is of.
+    quantized = {id(prepared.model.module.get_submodule(path)) for path in {*prepared.inputs, *prepared.weights}}
+    inside = part is None or any(id(module) in quantized for module in part.graph.modules())
     with prepared.active(Phase.SIMULATE):
-        graph = _trace(prepared.model, part, custom=None if prepared.recipe.halves else {DOMAIN: 1})
+        graph = _trace(prepared.model, part, custom={DOMAIN: 1} if inside and not prepared.recipe.halves else None)
     tidy(graph)
     return graph
 
