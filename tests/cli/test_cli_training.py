@@ -253,7 +253,7 @@ def test_models_that_cannot_be_trained_so(speech: Path, tmp_path: Path, quantasr
     given = [tmp_path / "out", "--train", tmp_path / "strings.jsonl", "--holdout", "25%", "--trust", *FEW]
     refused(quantasr_cli("finetune", KALDI, *given, "--loss", "ctc"), tmp_path, "is no CTC model", "lf_mmi")
     refused(quantasr_cli("finetune", KALDI, *given, "--vocabulary", "characters"), tmp_path, "is no CTC model")
-    refused(quantasr_cli("finetune", ATTENTION, *given), tmp_path, "its decoder (attention) runs in its own framework")
+    refused(quantasr_cli("finetune", ATTENTION, *given), tmp_path, "decodes step by step (attention)")
     write_manifest([replace(u, text="nine eleven") for u in strings[:6]], tmp_path / "strings.jsonl")
     refused(quantasr_cli("finetune", KALDI, *given), tmp_path, "no transcript has only words of the lexicon")
     with pytest.raises(SystemExit):
