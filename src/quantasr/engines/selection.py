@@ -53,22 +53,40 @@ def fastest(artifact: Artifact, options: EngineOptions, part: str = WHOLE) -> En
     """A graph of ``artifact`` on the engine, and with the compute type, that runs it fastest on this machine.
 
     Measured once for each graph, thread count, CPU and version of the engines; then read from :func:`cache_file`.
-    Raises :class:`EngineError` when no engine can run it.
+    Parts that take turns in every step (:func:`taking_turns`) share the engine that runs them fastest together. Raises
+    :class:`EngineError` when no engine can run it.
     """
-    key = _key(artifact, options, part)
-    options = for_part(options, artifact, part)
+    together = taking_turns(artifact, part)
+    key = _key(artifact, options, together)
     known = _read(cache_file())
     if system := _remembered(known.get(key), options):
         try:
-            return load_engine(system[0], artifact.graphs[part], replace(options, compute=system[1]))
+            chosen = replace(for_part(options, artifact, part), compute=system[1])
+            return load_engine(system[0], artifact.graphs[part], chosen)
         except EngineError:
             pass  # it could when it was measured: measure again
-    engines = _load_all(artifact.graphs[part], options)
-    times = measure(load_of(artifact, part), engines)
+    engines = {one: _load_all(artifact.graphs[one], for_part(options, artifact, one)) for one in together}
+    times: dict[System, float] = dict.fromkeys(set.intersection(*(set(found) for found in engines.values())), 0.0)
+    if not times:
+        raise EngineError(f"{artifact.folder}: no engine can run all of {', '.join(together)}")
+    for one, found in engines.items():
+        load = load_of(artifact, one)
+        for system, seconds in measure(load, found).items():
+            if system in times:
+                times[system] += seconds * (load.rounds if len(together) > 1 else 1.0)
     best = min(times, key=lambda system: times[system])
-    rows = {" ".join(system): round(seconds * 1e3, 2) for system, seconds in times.items()}
+    rows = {" ".join(system): round(seconds * 1e3, 2) for system, seconds in sorted(times.items())}
     _remember({**known, key: {"engine": best[0], "compute": best[1], "milliseconds": rows}})
-    return engines[best]
+    return engines[part][best]
+
+
+def taking_turns(artifact: Artifact, part: str) -> tuple[str, ...]:
+    """The parts that are called in every step of a search together with ``part``; it alone if it is called once.
+
+    One engine for all of them, so that the threads of two do not take turns every millisecond.
+    """
+    steps = tuple(name for name, row in artifact.parts.items() if row["calls"])
+    return steps if part in steps else (part,)
 
 
 def candidates(options: EngineOptions) -> list[tuple[str, EngineOptions]]:
@@ -88,11 +106,12 @@ def candidates(options: EngineOptions) -> list[tuple[str, EngineOptions]]:
 class Load:
     """What engines are timed with: ``warm`` before, then what ``turn`` gives for each round, each of it twice.
 
-    ``rounds`` is how many rounds the work of 10 s of speech is.
+    An engine runs the calls of one of its lists in a row, then the next engine does. ``rounds`` is how many rounds the
+    work of 10 s of speech is.
     """
 
     warm: Arrays
-    turn: Callable[[int], Sequence[Arrays]]
+    turn: Callable[[int], Sequence[Sequence[Arrays]]]
     rounds: float
 
 
@@ -102,11 +121,11 @@ def load_of(artifact: Artifact, part: str = WHOLE) -> Load:
     if "features" in row["inputs"] and TIME not in row.get("typical", {}):
         return Load(
             _noise(artifact, 1.0),
-            lambda turn: [_noise(artifact, seconds + turn * _STEP) for seconds in _SECONDS],
+            lambda turn: [[_noise(artifact, seconds + turn * _STEP)] for seconds in _SECONDS],
             10.0 / (2 * sum(_SECONDS)),
         )
     feed, times = part_feed(row), _STEPS if row["calls"] else _WINDOWS
-    return Load(feed, lambda _: [feed] * times, max(1.0, 10.0 * row["calls"]) / (2 * times))
+    return Load(feed, lambda _: [[feed] * times], max(1.0, 10.0 * row["calls"]) / (2 * times))
 
 
 def measure(load: Load, engines: Mapping[System, Engine]) -> dict[System, float]:
@@ -117,9 +136,9 @@ def measure(load: Load, engines: Mapping[System, Engine]) -> dict[System, float]
     begin = time.perf_counter()
     for turn in range(_ROUNDS):
         spent = dict.fromkeys(engines, 0.0)
-        for feed in load.turn(turn):
+        for feeds in load.turn(turn):
             for system, engine in engines.items():
-                spent[system] += _run(engine, feed) + _run(engine, feed)
+                spent[system] += sum(_run(engine, feed) + _run(engine, feed) for feed in feeds)
         for system, seconds in spent.items():
             times[system].append(seconds)
         if time.perf_counter() - begin > _ENOUGH:
@@ -153,9 +172,9 @@ def _run(engine: Engine, feed: Arrays) -> float:
     return time.perf_counter() - begin
 
 
-def _key(artifact: Artifact, options: EngineOptions, part: str) -> str:
+def _key(artifact: Artifact, options: EngineOptions, together: Sequence[str]) -> str:
     engines = [f"{name} {_version(name)}" for name in ENGINES]
-    named = [artifact.checksum[:16], *([] if part == WHOLE else [part])]
+    named = [artifact.checksum[:16], *(part for part in together if part != WHOLE)]
     return " | ".join([*named, _cpu(), f"{options.thread_count} threads", options.compute, *engines])
 
 
