@@ -55,11 +55,11 @@ class Scripted:
         return {"logits": logits, "key_0": grown, "value_0": grown}
 
 
-def _text(decoder: Scripted, **options: Any) -> str:
+def _text(decoder: Scripted, wave: np.ndarray = SOUND, **options: Any) -> str:
     parts = {"encoder": lambda feed: {"cross_key_0": feed["features"]}, "decoder": decoder}
     frontend = WhisperMelFrontend(chunk_seconds=2.0)
     search = WhisperTranscriber(parts, frontend, TOKENIZER, DECODING, name="scripted", **options)
-    return search.transcribe([SOUND])[0].text
+    return search.transcribe([wave])[0].text
 
 
 def _said(text: str) -> Callable[[int], int]:
@@ -124,3 +124,13 @@ def test_a_loop_is_given_up_and_cut() -> None:
 def test_broken_weights_are_named() -> None:
     with pytest.raises(ModelLoadError, match="'scripted' gives NaN"):
         _text(Scripted(_said("hello"), sure=float("nan")))
+
+
+def test_a_sound_that_does_not_change_is_not_heard() -> None:
+    tone = (0.2 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)).astype(np.float32)
+    rising = (tone * np.linspace(0.2, 1.0, tone.size)).astype(np.float32)
+    assert _text(Scripted(_said("you")), tone) == ""
+    assert _text(Scripted(_said("you")), tone, steady_threshold=None) == "you"
+    assert _text(Scripted(_said("you")), tone[:4000]) == "you", "too short to tell"
+    assert _text(Scripted(_said("you")), rising) == "you"
+    assert _text(Scripted(_said("you"))) == "you", "noise changes"

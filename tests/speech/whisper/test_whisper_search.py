@@ -26,6 +26,7 @@ NO_GATES: dict[str, Any] = {
     "compression_ratio_threshold": None,
     "no_speech_threshold": None,
     "silence_threshold": None,
+    "steady_threshold": None,
 }
 
 

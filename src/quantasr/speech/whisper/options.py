@@ -101,7 +101,8 @@ class WhisperOptions:
     than ``compression_ratio_threshold``); above 0 tokens are drawn at random, from ``seed`` anew for each recording.
     ``no_speech_threshold``: at this probability of ``<|nospeech|>`` a text below ``logprob_threshold`` is dropped, at a
     higher one also a more probable text (see :mod:`quantasr.speech.whisper.fallback`). A window whose loudest mel band
-    stays below ``silence_threshold`` dB (white noise of -76 dBFS) is not heard at all. None switches a gate off.
+    stays below ``silence_threshold`` dB (white noise of -76 dBFS), or changes by less than ``steady_threshold`` dB (a
+    tone; speech changes by tens), is not heard at all. None switches a gate off.
 
     ``condition_on_previous_text`` shows each window the text before it. ``encode`` "audio" lets the encoder hear only
     as much as there is, and ``encode_margin`` seconds of silence, without which it goes round in circles (tiny.en on
@@ -121,6 +122,7 @@ class WhisperOptions:
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
     silence_threshold: float | None = -70.0
+    steady_threshold: float | None = 1.0
     condition_on_previous_text: bool = False
     encode: str = "window"
     encode_margin: float = 4.0

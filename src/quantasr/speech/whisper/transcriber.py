@@ -39,6 +39,8 @@ class _Heard:
     conditioned: bool = False
 
 
+_STEADY_ROWS = 50  # half a second, in which speech changes
+
 _GATES = {"logprob_threshold": (-1.5, -1.25, -1.0, -0.75, -0.5), "no_speech_threshold": (0.4, 0.5, 0.6, 0.7, 0.8)}
 
 
@@ -189,7 +191,7 @@ class WhisperTranscriber(StepTranscriber):
         if wave.size:
             levels = self.frontend.levels(self.filled(wave))
             features = self.frontend.normalized(levels, float(levels.max()))
-            if not self._is_silent(levels):
+            if not self._is_unspoken(levels[: -(-wave.size // self.frontend.hop_length)]):
                 self._short(features, heard, -(-wave.size // self.frontend.hop_length))
         return self._finish(heard, wave.size)
 
@@ -214,7 +216,7 @@ class WhisperTranscriber(StepTranscriber):
         heard = self._begin()
         start = 0
         while len(levels := stream.window(start, self._chunk_rows)):
-            if self._is_silent(levels):
+            if self._is_unspoken(levels):
                 start += len(levels)
                 continue
             offset = start / ROWS_PER_STEP * TIME_STEP
@@ -222,10 +224,15 @@ class WhisperTranscriber(StepTranscriber):
             start += self._window_text(features, heard, offset, len(levels), timestamps=True)
         return self._finish(heard, stream.samples)
 
-    def _is_silent(self, levels: NDArray[np.float32]) -> bool:
-        """Whether there is no sound to be heard."""
-        threshold = self.options.silence_threshold
-        return threshold is not None and 10.0 * float(levels.max()) < threshold
+    def _is_unspoken(self, levels: NDArray[np.float32]) -> bool:
+        """Whether there is no sound to be heard, or one that does not change: a tone, a hum."""
+        silence, steady = self.options.silence_threshold, self.options.steady_threshold
+        if silence is not None and 10.0 * float(levels.max()) < silence:
+            return True
+        if steady is None or len(levels) < _STEADY_ROWS:
+            return False
+        low, high = np.percentile(levels[:, levels.mean(axis=0).argmax()], (5, 95))
+        return 10.0 * float(high - low) < steady
 
     def _padded(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """A window of a long recording filled up as transformers does it: with zeros, which is no silence."""
