@@ -26,14 +26,16 @@ class LinearLstm(nn.Module):
         if state is None:
             zeros = x.new_zeros(len(self.layers), x.shape[1], self.hidden_size)
             state = (zeros, zeros)
-        hidden, cells = list(state[0].unbind(0)), list(state[1].unbind(0))
+        # Three axes throughout: of two, a linear layer becomes a Gemm, which ONNX Runtime 1.31 runs in float, with its
+        # weights made floats in every call.
+        hidden, cells = list(state[0].split(1)), list(state[1].split(1))
         found = []
-        for row in x.unbind(0):
+        for row in x.split(1):
             for index, layer in enumerate(self.layers):
                 row, cells[index] = _step(layer, row, hidden[index], cells[index])
                 hidden[index] = row
             found.append(row)
-        return torch.stack(found), (torch.stack(hidden), torch.stack(cells))
+        return torch.cat(found), (torch.cat(hidden), torch.cat(cells))
 
 
 def _layer(lstm: nn.LSTM, index: int) -> nn.ModuleDict:
