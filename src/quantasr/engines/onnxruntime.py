@@ -125,4 +125,5 @@ def _original(name: str, nodes: Collection[str]) -> str:
     """
     name = name.removeprefix("fused ")
     found = [node for node in nodes if name.startswith(node) and name[len(node) :][:1] in ("", "/", "_", " ")]
-    return max(found, key=len, default=name.partition("_output_0")[0])
+    activation, output, _ = name.partition("_output_0")
+    return max(found, key=len, default=activation if output else "")
