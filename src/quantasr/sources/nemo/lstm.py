@@ -28,9 +28,9 @@ class LinearLstm(nn.Module):
             state = (zeros, zeros)
         # Three axes throughout: of two, a linear layer becomes a Gemm, which ONNX Runtime 1.31 runs in float, with its
         # weights made floats in every call.
-        hidden, cells = list(state[0].split(1)), list(state[1].split(1))
+        hidden, cells = list(torch.split(state[0], 1)), list(torch.split(state[1], 1))
         found = []
-        for row in x.split(1):
+        for row in torch.split(x, 1):
             for index, layer in enumerate(self.layers):
                 row, cells[index] = _step(layer, row, hidden[index], cells[index])
                 hidden[index] = row
