@@ -18,7 +18,7 @@ from quantasr.cli.options import (
 )
 from quantasr.cli.output import say, write_json
 from quantasr.errors import AudioError, ManifestError
-from quantasr.speech.frames import BLOCK_SECONDS
+from quantasr.speech.fronted import BLOCK_SECONDS
 from quantasr.speech.manifest.kaldi import FEATURES
 from quantasr.speech.manifest.utterance import Utterance
 from quantasr.speech.transcript import Word

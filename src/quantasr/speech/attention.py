@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from quantasr.errors import AudioError, RecipeError
-from quantasr.speech.frames import BLOCK_SECONDS, check_waves
+from quantasr.speech.frames import check_waves
+from quantasr.speech.fronted import BLOCK_SECONDS
 from quantasr.speech.pauses import PauseCutter
 from quantasr.speech.transcript import Transcript, Waveform
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.errors import AudioError, ModelLoadError, RecipeError
+from quantasr.errors import AudioError, ModelLoadError
+from quantasr.speech.fronted import FrontedTranscriber
 from quantasr.speech.frontend import Frontend, collate
 from quantasr.speech.prepared import PreparedWave
-from quantasr.speech.transcript import Transcript, Waveform
-
-BLOCK_SECONDS = 10.0
-"""How much of a file is read at once."""
+from quantasr.speech.transcript import Waveform
 
 
 class AcousticModel(Protocol):
@@ -36,12 +33,8 @@ class AcousticModel(Protocol):
         ...
 
 
-class FrameTranscriber(ABC):
-    """The half of a :class:`~quantasr.speech.transcript.Transcriber` that ends with log-probabilities of frames.
-
-    ``frame_seconds`` is the time from one output frame to the next. Recordings shorter than ``min_samples``, the
-    model's receptive field, are filled up with zeros.
-    """
+class FrameTranscriber(FrontedTranscriber):
+    """The half of a :class:`~quantasr.speech.transcript.Transcriber` that ends with log-probabilities of frames."""
 
     def __init__(
         self,
@@ -53,47 +46,14 @@ class FrameTranscriber(ABC):
         min_samples: int,
         batch_size: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise RecipeError(f"batch_size is {batch_size}; it must be at least 1")
+        super().__init__(
+            frontend, name=name, frame_seconds=frame_seconds, min_samples=min_samples, batch_size=batch_size
+        )
         self.acoustic = acoustic
-        self.frontend = frontend
-        self.frame_seconds = frame_seconds
-        self.min_samples = min_samples
-        self.batch_size = batch_size
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-        return self._name
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second that the waves must have."""
-        return self.frontend.sample_rate
-
-    @abstractmethod
-    def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
-        """Transcribe a batch; the text of each is the same as when it is transcribed alone."""
-
-    @abstractmethod
-    def transcribe_stream(self, blocks: Iterable[Waveform]) -> Transcript:
-        """Transcribe one recording that comes in blocks of any size."""
 
     @abstractmethod
     def logprobs(self, waves: Sequence[Waveform]) -> list[NDArray[np.float32]]:
         """What the acoustic model says of each wave, ``[frames, vocab]``."""
-
-    def transcribe_file(self, path: str | Path, *, start: float = 0.0, duration: float | None = None) -> Transcript:
-        """Transcribe an audio file of any length, rate and channel count, or a segment of it, block by block.
-
-        Times are counted from ``start``. Raises AudioError, naming the file, when it cannot be used.
-        """
-        # Here, so that importing this module loads no audio library.
-        from quantasr.speech.audio import stream_audio
-
-        blocks = stream_audio(Path(path), self.sample_rate, BLOCK_SECONDS, start=start, duration=duration)
-        return self.transcribe_stream(blocks)
 
     def encoder_call(self, wave: Waveform) -> Callable[[], object]:
         """A call that runs the acoustic model alone on the features of one wave, to be timed."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantasr.errors import AudioError, RecipeError
-from quantasr.speech.frames import BLOCK_SECONDS, check_waves
+from quantasr.errors import AudioError
+from quantasr.speech.frames import check_waves
+from quantasr.speech.fronted import FrontedTranscriber
 from quantasr.speech.frontend import Frontend
 from quantasr.speech.parts import Parts
 from quantasr.speech.tokenizer import Tokenizer
-from quantasr.speech.transcript import Transcript, Waveform
+from quantasr.speech.transcript import Waveform
 
 STEP_DECODERS = {
     "attention": "quantasr.speech.seq2seq:SearchTranscriber",
@@ -33,11 +33,11 @@ def step_transcriber(decoder: str) -> type[StepTranscriber]:
     return found
 
 
-class StepTranscriber(ABC):
+class StepTranscriber(FrontedTranscriber):
     """A :class:`~quantasr.speech.transcript.Transcriber` around the parts of a model and a search of ours.
 
-    The parts may be in PyTorch or on engines: the search is the same. Recordings shorter than ``min_samples`` are
-    filled up with zeros. ``frame_seconds`` is the time between two frames of the encoder's output.
+    The parts may be in PyTorch or on engines: the search is the same. ``frame_seconds`` is the time between two frames
+    of the encoder's output.
     """
 
     decoder: ClassVar[str]
@@ -72,38 +72,16 @@ class StepTranscriber(ABC):
 
         Raises :class:`RecipeError` for an option that this search has not, or a value that it cannot have.
         """
-        if batch_size < 1:
-            raise RecipeError(f"batch_size is {batch_size}; it must be at least 1")
+        super().__init__(
+            frontend, name=name, frame_seconds=frame_seconds, min_samples=min_samples, batch_size=batch_size
+        )
         self.parts = parts
-        self.frontend = frontend
         self.tokenizer = tokenizer
-        self.frame_seconds = frame_seconds
-        self.min_samples = min_samples
-        self.batch_size = batch_size
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-        return self._name
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples per second that the waves must have."""
-        return self.frontend.sample_rate
 
     @property
     def tunable(self) -> Mapping[str, Sequence[Any]]:
         """Options that can make up for what quantization changed, and values of each that ``retune`` tries."""
         return {}
-
-    @abstractmethod
-    def transcribe(self, waves: Sequence[Waveform]) -> list[Transcript]:
-        """Transcribe a batch; the text of each is the same as when it is transcribed alone."""
-
-    @abstractmethod
-    def transcribe_stream(self, blocks: Iterable[Waveform]) -> Transcript:
-        """Transcribe one recording that comes in blocks of any size."""
 
     @abstractmethod
     def paths(self, waves: Sequence[Waveform]) -> list[NDArray[np.int64]]:
@@ -116,17 +94,6 @@ class StepTranscriber(ABC):
     @abstractmethod
     def encode(self, features: NDArray[np.float32]) -> object:
         """The encoder alone on the features of one wave."""
-
-    def transcribe_file(self, path: str | Path, *, start: float = 0.0, duration: float | None = None) -> Transcript:
-        """Transcribe an audio file of any length, rate and channel count, or a segment of it, block by block.
-
-        Times are counted from ``start``. Raises AudioError, naming the file, when it cannot be used.
-        """
-        # Here, so that importing this module loads no audio library.
-        from quantasr.speech.audio import stream_audio
-
-        blocks = stream_audio(Path(path), self.sample_rate, BLOCK_SECONDS, start=start, duration=duration)
-        return self.transcribe_stream(blocks)
 
     def encoder_call(self, wave: Waveform) -> Callable[[], object]:
         """A call that runs the encoder alone on the features of one wave, to be timed."""
