@@ -165,10 +165,14 @@ def _steps(artifact: Artifact, engines: Mapping[str, Engine], **options: Any) ->
 
 def describe_engines(engines: Mapping[str, Engine]) -> str:
     """``onnxruntime fp32``, or ``encoder openvino bf16, decoder onnxruntime fp32`` where they are not the same."""
-    named = {part: f"{engine.name} {engine.compute}" for part, engine in engines.items()}
+    return of_parts({part: f"{engine.name} {engine.compute}" for part, engine in engines.items()})
+
+
+def of_parts(named: Mapping[str, str]) -> str:
+    """``openvino``, or ``encoder openvino, decoder onnxruntime`` where they differ."""
     if len(set(named.values())) == 1:
         return next(iter(named.values()))
-    return ", ".join(f"{part} {name}" for part, name in named.items())
+    return ", ".join(f"{part} {value}" for part, value in named.items())
 
 
 def load(

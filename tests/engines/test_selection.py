@@ -209,3 +209,36 @@ def test_the_real_engines_are_measured_in_seconds(
     (row,) = json.loads(cache_file().read_text()).values()
     best = min(row["milliseconds"], key=row["milliseconds"].get)
     assert best == f"{row['engine']} {row['compute']}" == f"{engine.name} {engine.compute}"
+
+
+def test_parts_of_one_step_share_an_engine(
+    world: World, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The decoder alone would be on one, the joiner on the other; what counts is both together, by their calls."""
+    row: dict[str, Any] = {"inputs": {"x": {"type": "float32", "shape": [1]}}, "typical": {}}
+    parts = {"encoder": {**row, "calls": 0.0}, "decoder": {**row, "calls": 4.0}, "joiner": {**row, "calls": 12.0}}
+    split = replace(artifact, parts=parts, files={f"{name}.onnx": {"sha256": "1" * 64} for name in parts})
+    speed = {
+        "encoder": {"onnxruntime fp32": 2.0, "openvino fp32": 1.0},
+        "decoder": {"onnxruntime fp32": 2.0, "openvino fp32": 1.0},
+        "joiner": {"onnxruntime fp32": 1.0, "openvino fp32": 2.0},
+    }
+
+    class Part:
+        def __init__(self, name: str, options: EngineOptions, seconds: float) -> None:
+            self.name, self.compute, self._seconds = name, options.compute, seconds
+
+        def run(self, _: Arrays) -> dict[str, NDArray[Any]]:
+            world.clock.now += self._seconds
+            return {}
+
+    def load(name: str, graph: Path, options: EngineOptions) -> Engine:
+        return Part(name, options, speed[graph.stem][f"{name} {options.compute}"])  # type: ignore[return-value]
+
+    monkeypatch.setattr(selection, "load_engine", load)
+    options = EngineOptions(1, "fp32")
+    assert fastest(split, options, "encoder").name == "openvino"
+    # 4 · 2 + 12 · 1 calls on ONNX Runtime, 4 · 1 + 12 · 2 on OpenVINO.
+    assert [fastest(split, options, part).name for part in ("decoder", "joiner")] == ["onnxruntime"] * 2
+    keys = [key.split(" | ")[1:-4] for key in json.loads(cache_file().read_text())]
+    assert [key[: len(key) - 1] for key in keys] == [["encoder"], ["decoder", "joiner"]]

@@ -10,6 +10,7 @@ from typing import Any
 from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines.engine import Engine, ExecutedOp, frame_feed
 from quantasr.engines.feeds import part_feed
+from quantasr.runtime import of_parts
 from quantasr.speech.frontend import noise
 
 
@@ -185,13 +186,6 @@ def _shares(counts: Counter[str]) -> dict[str, float]:
 
 def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in shares.items()}
-
-
-def of_parts(named: Mapping[str, str]) -> str:
-    """``openvino``, or ``encoder openvino, decoder onnxruntime`` where they differ."""
-    if len(set(named.values())) == 1:
-        return next(iter(named.values()))
-    return ", ".join(f"{part} {value}" for part, value in named.items())
 
 
 def join(plan: Sequence[Mapping[str, Any]], ops: Sequence[ExecutedOp], products: str = "") -> tuple[LayerAudit, ...]:

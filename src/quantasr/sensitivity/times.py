@@ -24,10 +24,10 @@ from quantasr.errors import EngineError
 from quantasr.export import save_graph
 from quantasr.export.alone import alone, labels
 from quantasr.export.graph import trace_quantized
-from quantasr.measure.audit import of_parts
 from quantasr.measure.latency import Ratio, Timing, ratio, time_calls
 from quantasr.pipeline_native import NativeOptions
 from quantasr.quantize import prepare
+from quantasr.runtime import of_parts
 from quantasr.sensitivity.study import Study
 from quantasr.sources.parts_model import PartsModel, TorchPart
 from quantasr.speech.transcript import Waveform

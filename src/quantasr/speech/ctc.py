@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from quantasr.speech.decoding import CtcDecoder, Decoded, GreedyDecoder, decode
 from quantasr.speech.frames import AcousticModel, FrameTranscriber, check_waves
+from quantasr.speech.fronted import CountedBlocks
 from quantasr.speech.frontend import Frontend
 from quantasr.speech.long_form import Windows, join
 from quantasr.speech.tokenizer import Tokenizer
@@ -70,16 +71,9 @@ class CtcTranscriber(FrameTranscriber):
 
     def transcribe_stream(self, blocks: Iterable[Waveform]) -> Transcript:
         """Transcribe one recording that comes in blocks of any size; memory does not grow with its length."""
-        size = 0
-
-        def counted() -> Iterator[Waveform]:
-            nonlocal size
-            for block in blocks:
-                size += block.size
-                yield block
-
-        decoded = self._decode_long(counted())
-        return self._transcript(decoded, size)
+        counted = CountedBlocks(blocks)
+        decoded = self._decode_long(counted)
+        return self._transcript(decoded, counted.size)
 
     def logprobs(self, waves: Sequence[Waveform]) -> list[NDArray[np.float32]]:
         """What the acoustic model says of each wave, ``[frames, vocab]``; windows of long ones are joined."""

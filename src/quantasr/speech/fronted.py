@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from quantasr.errors import RecipeError
@@ -12,6 +12,19 @@ from quantasr.speech.transcript import Transcript, Waveform
 
 BLOCK_SECONDS = 10.0
 """How much of a file is read at once."""
+
+
+class CountedBlocks:
+    """The blocks of a recording, in turn; ``size`` is the number of samples so far."""
+
+    def __init__(self, blocks: Iterable[Waveform]) -> None:
+        self._blocks = blocks
+        self.size = 0
+
+    def __iter__(self) -> Iterator[Waveform]:
+        for block in self._blocks:
+            self.size += block.size
+            yield block
 
 
 class FrontedTranscriber(ABC):

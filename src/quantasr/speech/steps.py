@@ -77,6 +77,11 @@ class StepTranscriber(FrontedTranscriber):
         )
         self.parts = parts
         self.tokenizer = tokenizer
+        self._prepare(decoding, options)
+
+    @abstractmethod
+    def _prepare(self, decoding: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Make ``options`` of its own, and what it searches with, of those that :meth:`__init__` was given."""
 
     @property
     def tunable(self) -> Mapping[str, Sequence[Any]]:

@@ -58,7 +58,8 @@ class Scripted:
 def _text(decoder: Scripted, wave: np.ndarray = SOUND, **options: Any) -> str:
     parts = {"encoder": lambda feed: {"cross_key_0": feed["features"]}, "decoder": decoder}
     frontend = WhisperMelFrontend(chunk_seconds=2.0)
-    search = WhisperTranscriber(parts, frontend, TOKENIZER, DECODING, name="scripted", **options)
+    named: dict[str, Any] = {"name": "scripted", "frame_seconds": 0.02, "min_samples": 1}
+    search = WhisperTranscriber(parts, frontend, TOKENIZER, DECODING, **named, **options)
     return search.transcribe([wave])[0].text
 
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from quantasr.errors import ArtifactError, AudioError
 from quantasr.speech.attention import transcribe_pieces
 from quantasr.speech.frames import check_waves
-from quantasr.speech.frontend import Frontend
-from quantasr.speech.parts import Parts
 from quantasr.speech.pauses import PauseCutter
 from quantasr.speech.seq2seq.beam import beam_search
 from quantasr.speech.seq2seq.greedy import greedy_search
@@ -38,30 +36,9 @@ class SearchTranscriber(StepTranscriber):
     tokenizer: Tokenizer
     options: SearchOptions
 
-    def __init__(
-        self,
-        parts: Parts,
-        frontend: Frontend,
-        tokenizer: Tokenizer,
-        decoding: Mapping[str, Any],
-        *,
-        name: str,
-        frame_seconds: float,
-        min_samples: int,
-        batch_size: int = 1,
-        **options: Any,
-    ) -> None:
+    def _prepare(self, decoding: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """``options`` are those of :data:`quantasr.speech.seq2seq.options.CHOICES`."""
-        super().__init__(
-            parts,
-            frontend,
-            tokenizer,
-            decoding,
-            name=name,
-            frame_seconds=frame_seconds,
-            min_samples=min_samples,
-            batch_size=batch_size,
-        )
+        name, parts, tokenizer = self.name, self.parts, self.tokenizer
         self.options = SearchOptions.of(name, decoding, options)
         if missing := sorted({"encoder", *self.options.states} - set(parts)):
             raise ArtifactError(f"{name}: has no part {missing[0]}, which its decoding needs: make the artifact again")

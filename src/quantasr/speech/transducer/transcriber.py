@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from quantasr.speech.ctc import CtcTranscriber
 from quantasr.speech.frames import check_waves
-from quantasr.speech.frontend import Frontend
+from quantasr.speech.fronted import CountedBlocks
 from quantasr.speech.long_form import Windows
-from quantasr.speech.parts import Parts
 from quantasr.speech.steps import StepTranscriber
-from quantasr.speech.tokenizer import Tokenizer
 from quantasr.speech.transcript import Transcript, Waveform
 from quantasr.speech.transducer.beam import BeamSearch
 from quantasr.speech.transducer.ctc_head import CtcHead
@@ -58,31 +56,23 @@ class TransducerTranscriber(StepTranscriber):
     decoder: ClassVar[str] = "transducer"
     options: TransducerOptions
 
-    def __init__(
-        self,
-        parts: Parts,
-        frontend: Frontend,
-        tokenizer: Tokenizer,
-        decoding: Mapping[str, Any],
-        *,
-        name: str,
-        frame_seconds: float,
-        min_samples: int,
-        batch_size: int = 1,
-        **options: Any,
-    ) -> None:
-        """See :class:`StepTranscriber`."""
-        common: dict[str, Any] = {"name": name, "frame_seconds": frame_seconds, "min_samples": min_samples}
-        super().__init__(parts, frontend, tokenizer, decoding, **common, batch_size=batch_size, **options)
+    def _prepare(self, decoding: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         facts, self.options = settings(decoding, options)
-        self._network = Network(parts, facts, frontend, tokenizer.blank_id, name)
+        self._network = Network(self.parts, facts, self.frontend, self.tokenizer.blank_id, self.name)
         chunk, overlap = self.options.chunk_seconds, self.options.overlap_seconds
-        self._windows = Windows.of_seconds(chunk, overlap, frame_seconds, self.sample_rate) if chunk else None
+        self._windows = Windows.of_seconds(chunk, overlap, self.frame_seconds, self.sample_rate) if chunk else None
         self._ctc: CtcTranscriber | None = None
         if self.options.head == "ctc":
-            long: dict[str, Any] = {"chunk_seconds": chunk, "overlap_seconds": overlap}
             self._ctc = CtcTranscriber(
-                CtcHead(parts, name), frontend, tokenizer, **common, batch_size=batch_size, **long
+                CtcHead(self.parts, self.name),
+                self.frontend,
+                self.tokenizer,
+                name=self.name,
+                frame_seconds=self.frame_seconds,
+                min_samples=self.min_samples,
+                batch_size=self.batch_size,
+                chunk_seconds=chunk,
+                overlap_seconds=overlap,
             )
         elif self.options.beam_width > 1:
             BeamSearch.check(self._network, self.options)
@@ -115,16 +105,9 @@ class TransducerTranscriber(StepTranscriber):
         """Transcribe one recording that comes in blocks of any size; at most two windows of it are held."""
         if self._ctc is not None:
             return self._ctc.transcribe_stream(blocks)
-        size = 0
-
-        def counted() -> Iterator[Waveform]:
-            nonlocal size
-            for block in blocks:
-                size += block.size
-                yield block
-
-        found = self._search_stream(counted())
-        return self._transcript(found, size)
+        counted = CountedBlocks(blocks)
+        found = self._search_stream(counted)
+        return self._transcript(found, counted.size)
 
     def paths(self, waves: Sequence[Waveform]) -> list[NDArray[np.int64]]:
         """Decisions ``[n, 2]`` for each wave: a token or the blank, and by how many frames the search went on.

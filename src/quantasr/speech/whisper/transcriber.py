@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quantasr.errors import AudioError
 from quantasr.speech.frontend import WhisperMelFrontend
-from quantasr.speech.parts import Arrays, Parts
+from quantasr.speech.parts import Arrays
 from quantasr.speech.steps import StepTranscriber
 from quantasr.speech.transcript import Transcript, Waveform, Word
 from quantasr.speech.whisper.fallback import decide
@@ -53,39 +53,18 @@ class WhisperTranscriber(StepTranscriber):
 
     decoder: ClassVar[str] = "whisper"
     tokenizer_type: ClassVar[Any] = WhisperTokenizer
+    frontend: WhisperMelFrontend
+    tokenizer: WhisperTokenizer
     options: WhisperOptions
 
-    def __init__(
-        self,
-        parts: Parts,
-        frontend: WhisperMelFrontend,
-        tokenizer: WhisperTokenizer,
-        decoding: Mapping[str, Any],
-        *,
-        name: str,
-        frame_seconds: float = TIME_STEP,
-        min_samples: int = 1,
-        batch_size: int = 1,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            parts,
-            frontend,
-            tokenizer,
-            decoding,
-            name=name,
-            frame_seconds=frame_seconds,
-            min_samples=min_samples,
-            batch_size=batch_size,
-        )
-        self.frontend: WhisperMelFrontend = frontend
-        self.tokenizer: WhisperTokenizer = tokenizer
+    def _prepare(self, decoding: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         self.facts, self.options = settings(decoding, options)
         if self.options.beam_width > 1:
             require_memory(self.facts, self.options.beam_width)
-        self._window = WindowSearch(parts, self.facts, self.options, name)
-        self._rows = frontend.window_frames
-        self._chunk_rows = min(self._rows, round(self.options.chunk_seconds * self._rows / frontend.chunk_seconds))
+        self._window = WindowSearch(self.parts, self.facts, self.options, self.name)
+        self._rows = self.frontend.window_frames
+        whole = self.frontend.chunk_seconds
+        self._chunk_rows = min(self._rows, round(self.options.chunk_seconds * self._rows / whole))
 
     @property
     def tunable(self) -> Mapping[str, Sequence[Any]]:
