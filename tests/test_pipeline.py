@@ -13,7 +13,7 @@ import soundfile
 import tiny_hf
 
 import quantasr
-from quantasr import pipeline, sample
+from quantasr import parity, pipeline, sample
 from quantasr.artifact import Artifact
 from quantasr.engines import ENGINES
 from quantasr.errors import ArtifactError, CalibrationError, EngineError, ManifestError, QuantasrError, RecipeError
@@ -68,6 +68,7 @@ def test_end_to_end(model: Path, manifest: Path, output: Path) -> None:
     assert set(artifact.parity) == {
         "float",
         "simulation_to_original",
+        "simulation_to_itself",
         *(f"quantized_{engine}" for engine in ENGINES),
     }
     assert artifact.parity["float"]["largest_difference"] < 1e-4 and artifact.parity["float"]["same_argmax"] == 1.0
@@ -129,7 +130,7 @@ def test_weights_beside_the_graph_belong_to_the_artifact(
 def test_long_recordings_are_compared_in_part(
     model: Path, manifest: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_PARITY_SECONDS", 0.1)
+    monkeypatch.setattr(parity, "_SECONDS", 0.1)
     artifact = quantize(model, output, calibration=manifest)
     assert 100 < artifact.parity["float"]["frames"] < 3 * 0.1 / 0.0025
     assert artifact.provenance["calibration"]["seconds"] == 2.1, "calibration hears all of them"
@@ -204,34 +205,66 @@ def test_a_failure_at_any_step_leaves_nothing(
 
 
 def test_a_float_graph_that_differs(model: Path, manifest: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "FLOAT_TOLERANCE", 0.0)
+    monkeypatch.setattr(parity, "FLOAT_TOLERANCE", 0.0)
     _fails(ArtifactError, "float graph differs from the original by", output, model, calibration=manifest, limit=1)
 
 
 @pytest.fixture
 def broken_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO gives something else than the simulation."""
-    run = pipeline._graph_logprobs
+    run = parity.graph_logprobs
 
     def patched(model: Any, folder: Path, engine: str, *rest: Any) -> list[np.ndarray]:
         return [-row if engine == "openvino" else row for row in run(model, folder, engine, *rest)]
 
-    monkeypatch.setattr(pipeline, "_graph_logprobs", patched)
+    monkeypatch.setattr(parity, "graph_logprobs", patched)
 
 
 @pytest.mark.usefixtures("broken_openvino")
 def test_an_engine_that_gives_something_else(model: Path, manifest: Path, output: Path) -> None:
-    _fails(ArtifactError, "on openvino the quantized graph has", output, model, calibration=manifest, limit=1)
+    _fails(
+        ArtifactError,
+        "on openvino the quantized graph's log-probs differ",
+        output,
+        model,
+        calibration=manifest,
+        limit=1,
+    )
     # Unless it is not to be used at all.
     recipe = Recipe("mine", (Rule("*.attention.*"),), engine="onnxruntime")
     artifact = quantize(model, output, calibration=manifest, limit=1, recipe=recipe)
     assert artifact.parity["quantized_openvino"]["same_argmax"] < 0.9
 
 
+def test_an_engine_that_computes_a_layer_wrongly_is_told_with_the_layer(
+    model: Path, manifest: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a CPU whose products saturate: wherever the engine runs a linear layer alone, that one is too small."""
+    load = parity.load_engine
+
+    class Saturating:
+        def __init__(self, name: str, graph: Path, options: Any) -> None:
+            self.name, self.compute, self._layer = name, "fp32", graph.name == "layer.onnx"
+            self._engine = load(name, graph, options)
+
+        def run(self, feed: Any) -> dict[str, np.ndarray]:
+            found = self._engine.run(feed)
+            # Of the whole graph the result is nonsense, of a layer alone half of what it should be.
+            return {key: (row / 2 if self._layer else np.roll(row, 1, -1)) for key, row in found.items()}
+
+    def patched(name: str, graph: Path, options: Any) -> Any:
+        quantized = name == "openvino" and (graph.name == "layer.onnx" or "artifact" in graph.parent.name)
+        return Saturating(name, graph, options) if quantized else load(name, graph, options)
+
+    monkeypatch.setattr(parity, "load_engine", patched)
+    where = r"layers are wrong by themselves, the most \S*(encoder|lm_head)\S* \(MatMul\): off by"
+    _fails(ArtifactError, where, output, model, calibration=manifest, limit=1)
+
+
 def test_an_engine_that_refuses_the_graph(
     model: Path, manifest: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = pipeline._graph_logprobs
+    run = parity.graph_logprobs
     refusing = {"openvino"}
 
     def patched(model: Any, folder: Path, engine: str, *rest: Any) -> list[np.ndarray]:
@@ -240,7 +273,7 @@ def test_an_engine_that_refuses_the_graph(
             raise EngineError(f"{engine} cannot load it")
         return run(model, folder, engine, *rest)
 
-    monkeypatch.setattr(pipeline, "_graph_logprobs", patched)
+    monkeypatch.setattr(parity, "graph_logprobs", patched)
     recipe = Recipe("mine", (Rule("*.attention.*"),), engine="openvino")
     _fails(EngineError, "openvino cannot load it", output, model, calibration=manifest, recipe=recipe, limit=1)
     artifact = quantize(model, output, calibration=manifest, limit=1)

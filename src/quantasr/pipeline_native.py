@@ -34,7 +34,6 @@ from quantasr.speech.manifest import Utterance
 from quantasr.speech.transcript import Waveform
 
 _ROUNDS = 5
-_NEAR = 1.05  # a backend whose inputs have 7 bits must be faster than one with 8 by this
 _OUTSIDE = "a product outside of layers, such as those inside attention: PyTorch has no int8 kernel for it"
 
 
@@ -240,7 +239,7 @@ def fastest_backend(
                 if turn and repeat:
                     row.append(time.perf_counter() - begin)
     times = {name: median(row) for name, row in seconds.items()}
-    best = min(plans, key=lambda name: times[name] * (_NEAR if plans[name].plan.backend.activation_bits < 8 else 1))
+    best = min(plans, key=lambda name: times[name])
     return plans[best], times
 
 

@@ -14,10 +14,10 @@ import pytest
 from hand_graphs import node, save, weight
 
 import quantasr
-from quantasr import sample
+from quantasr import cpu, sample
 from quantasr.artifact import Artifact
 from quantasr.engines import ENGINES, EngineOptions, load_engine, openvino
-from quantasr.engines.engine import cores, frame_feed
+from quantasr.engines.engine import frame_feed
 from quantasr.errors import EngineError
 from quantasr.speech.manifest import read_manifest
 from quantasr.speech.transcript import Waveform
@@ -140,7 +140,7 @@ def test_openvino_runs_as_many_threads_as_it_is_told(artifact: Artifact) -> None
 
 
 def test_options_are_checked() -> None:
-    assert EngineOptions(0).thread_count == cores() >= 1
+    assert EngineOptions(0).thread_count == cpu.threads() >= 1
     assert EngineOptions(3).thread_count == 3
     for options, complaint in (
         ({"threads": -1}, "threads = -1"),
@@ -201,7 +201,7 @@ def test_engines_are_told_not_to_report_home() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.skipif(cores() < 2, reason="one core has no other to spin on")
+@pytest.mark.skipif(cpu.threads() < 2, reason="one core has no other to spin on")
 def test_nobody_spins_when_a_run_is_over(artifact: Artifact) -> None:
     """ONNX Runtime's threads would go on for some 20 ms of CPU time after every run."""
     for name in ENGINES:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from quantasr.artifact import Artifact
 from quantasr.engines import ENGINES, EngineOptions, openvino, selection
+from quantasr.engines.cache import cache_file
 from quantasr.engines.engine import Engine
-from quantasr.engines.selection import cache_file, candidates, fastest
+from quantasr.engines.selection import candidates, fastest
 from quantasr.errors import EngineError
 from quantasr.speech.parts import Arrays
 

@@ -245,15 +245,17 @@ def test_every_multiply_accumulate_is_counted_where_it_ran() -> None:
     assert {op.name for op in ops if op.precision == "fp32"} == {"body"}
 
 
-def test_recipes_are_fitted_to_a_backend_and_the_changes_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantasr.engines.torch_native.backends._has_vnni", lambda: False)
+def test_recipes_are_fitted_to_a_backend_and_the_changes_told() -> None:
     asked = recipe(
-        {"match": "*", "weight": {"bits": 8, "symmetric": False, "granularity": "per_group", "group_size": 8}}
+        {"match": "*", "weight": {"bits": 8, "symmetric": False, "granularity": "per_group", "group_size": 8}},
+        reduce_range=False,
     )
     fitted, notes = adapt(asked, [BACKENDS["onednn"]])
     qconfig = fitted.qconfig("layer", "linear")
-    assert (qconfig.input.bits, qconfig.weight.symmetric, qconfig.weight.granularity) == (7, True, "per_channel")
+    assert (qconfig.input.bits, qconfig.weight.bits) == (8, 7)
+    assert (qconfig.weight.symmetric, qconfig.weight.granularity) == (True, "per_channel")
     assert any("7 bits instead of 8" in note for note in notes) and any("symmetric" in note for note in notes)
+    assert adapt(asked, [BACKENDS["qnnpack"]])[0].qconfig("layer", "linear").weight.bits == 8
     assert adapt(recipe(), [BACKENDS["qnnpack"]])[1] == []
 
 

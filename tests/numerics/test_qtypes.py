@@ -57,9 +57,10 @@ def test_combinations_that_do_not_exist(changes: dict[str, object], message: str
         QType(8, **{"symmetric": True, **changes})  # type: ignore[arg-type]
 
 
-def test_reduced_takes_bits_away_and_never_adds() -> None:
-    assert QType(8, True, "per_channel").reduced(7) == QType(7, True, "per_channel")
-    assert QType(4, True, "per_group", 32).reduced(7) == QType(4, True, "per_group", 32)
+def test_reduced_takes_one_bit_from_8_alone() -> None:
+    assert QType(8, True, "per_channel").reduced == QType(7, True, "per_channel")
+    assert QType(4, True, "per_group", 32).reduced == QType(4, True, "per_group", 32)
+    assert QType(16, True).reduced == QType(16, True)
 
 
 def test_dictionary_and_words() -> None:

@@ -26,7 +26,7 @@ class Model(nn.Module):
 def test_both_products_are_observed_and_quantized() -> None:
     torch.manual_seed(0)
     model, (q, k, v) = Model(), torch.randn(3, 2, 5, 4).unbind(0)
-    products = ProductQuantizers(model, lambda: OperandQuantizer(QType(8, False), observer_factory("min_max")))
+    products = ProductQuantizers(model, lambda _: OperandQuantizer(QType(8, False), observer_factory("min_max")))
     products.phase = Phase.OBSERVE
     with products:
         original = model(q, k, v)

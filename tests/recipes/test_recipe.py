@@ -42,7 +42,7 @@ def test_the_last_rule_that_matches_wins() -> None:
     }
     # A rule starts from the defaults, not from an earlier rule.
     assert recipe.qconfig("encoder.layers.0.conv", "conv1d").weight.bits == 4
-    assert recipe.qconfig("encoder.layers.0.attention.q", "linear").weight.bits == 8
+    assert recipe.qconfig("encoder.layers.0.attention.q", "linear").weight.bits == 7  # of 8: reduce_range
 
 
 def test_a_layer_that_no_rule_names_and_one_that_is_excluded_stay_float() -> None:
@@ -65,11 +65,15 @@ def test_a_rule_fills_what_it_leaves_open_from_the_defaults() -> None:
 
 def test_reduce_range_takes_one_bit_from_8_bit_weights_alone() -> None:
     rules = (Rule("*"), Rule("*.conv", {"weight": {"bits": 4}}))
-    plain, reduced = _recipe(*rules), _recipe(*rules, reduce_range=True)
+    plain, reduced = _recipe(*rules, reduce_range=False), _recipe(*rules)
     assert plain.qconfig("lm_head", "linear").weight.bits == 8
     assert reduced.qconfig("lm_head", "linear").weight == QType(7, True, "per_channel")
     assert reduced.qconfig("lm_head", "linear").input.bits == 8
     assert reduced.qconfig("encoder.layers.0.conv", "conv1d").weight.bits == 4
+    assert reduced.qconfig("model.embed", "embedding").weight.bits == 8  # nothing is multiplied with it
+    alone = _recipe(Rule("*", {"mode": "weight_only"}), Rule("*.conv", {"weight": {"bits": 16}}))
+    assert alone.qconfig("lm_head", "linear").weight.bits == 8
+    assert alone.qconfig("encoder.layers.0.conv", "conv1d").weight.bits == 16
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ def test_reduce_range_takes_one_bit_from_8_bit_weights_alone() -> None:
             defaults=QConfig("float", QType(3, False), QType(6, True), "mse", "entropy"),
             exclude=("x.*", "lm_head"),
             attention_products=True,
-            reduce_range=True,
+            reduce_range=False,
             compute="bf16",
             float_storage="fp16",
             engine="openvino",
@@ -106,7 +110,7 @@ def test_a_short_recipe_in_toml(tmp_path: Path) -> None:
     path.write_text('format = 1\n[[rules]]\nmatch = "*.q"\nmode = "weight_only"\nweight.bits = 4\n', "utf-8")
     recipe = Recipe.load(path)
     assert recipe.rules == (Rule("*.q", {"mode": "weight_only", "weight": {"bits": 4}}),)
-    assert (recipe.name, recipe.engine, recipe.reduce_range) == ("unnamed", "auto", False)
+    assert (recipe.name, recipe.engine, recipe.reduce_range) == ("unnamed", "auto", True)
 
 
 @pytest.mark.parametrize(

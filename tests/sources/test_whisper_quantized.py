@@ -59,7 +59,8 @@ def test_each_part_as_its_recipe_says(variant: str, decoder: str, folder: Path, 
     encoder = [f"model.encoder.layers.{i}.self_attn.MatMul{turn}" for i in range(2) for turn in ("", "_1")]
     assert sorted(prepared.products.quantizers) == encoder
     for quantizers in prepared.products.quantizers.values():
-        assert all(quantizer.qtype.bits == 8 for quantizer in quantizers)
+        # The second stands where a layer has its weights: with 7 bits no CPU's products saturate.
+        assert [quantizer.qtype.bits for quantizer in quantizers] == [8, 7]
     probabilities = prepared.products.quantizers[encoder[1]][0]
     assert not probabilities.qtype.symmetric and int(probabilities.zero_point) == 0
 

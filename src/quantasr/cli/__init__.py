@@ -20,6 +20,7 @@ COMMANDS = (
     "transcribe",
     "bench",
     "inspect",
+    "doctor",
     "sensitivity",
     "retune",
     "finetune",

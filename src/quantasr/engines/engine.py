@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from quantasr import cpu
 from quantasr.errors import EngineError
 from quantasr.speech.parts import Arrays
 
@@ -20,12 +20,13 @@ COMPUTE = ("auto", "fp32", "bf16", "fp16")
 class EngineOptions:
     """How to run a graph.
 
-    ``threads`` 0 means all cores of this process; ``compute`` is the type of the float rest. ``round_up`` is the number
-    of time steps to whose multiples an engine may fill up its inputs, where that saves it from making new kernels for
-    every length; only for graphs that take ``lengths``, which ignore what is filled in. ``shapes`` are those that
-    inputs mostly have, -1 where they vary: an engine may make kernels for just these, and takes others too.
+    ``threads`` 0 means all cores that this process may use; ``compute`` is the type of the float rest. ``round_up`` is
+    the number of time steps to whose multiples an engine may fill up its inputs, where that saves it from making new
+    kernels for every length; only for graphs that take ``lengths``, which ignore what is filled in. ``shapes`` are
+    those that inputs mostly have, -1 where they vary: an engine may make kernels for just these, and takes others too.
     ``round_inputs`` lets it round the inputs of layers whose weights alone are quantized to 8 bits, a scale for each
-    block, where its fast kernels do so.
+    block, where its fast kernels do so. ``exact_products`` has products of integers that this CPU's fast kernels would
+    get wrong (:mod:`quantasr.engines.exactness`) computed in another way; None finds out whether that is necessary.
     """
 
     threads: int = 0
@@ -33,6 +34,7 @@ class EngineOptions:
     round_up: int = 1
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     round_inputs: bool = False
+    exact_products: bool | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -45,13 +47,7 @@ class EngineOptions:
     @property
     def thread_count(self) -> int:
         """The number of threads, resolved."""
-        return self.threads or cores()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    # macOS has no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or cpu.threads()
 
 
 @dataclass(frozen=True)

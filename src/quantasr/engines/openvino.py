@@ -13,6 +13,8 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from quantasr.engines.engine import EngineOptions, ExecutedOp, describe_shapes
+from quantasr.engines.exactness import inexact, needs_care
+from quantasr.engines.float_products import leave_float
 from quantasr.engines.macs import last_line, products, share_out
 from quantasr.engines.signal_stack import own_signal_stack
 from quantasr.errors import EngineError
@@ -56,6 +58,7 @@ class OpenVinoEngine:
                 f"compute = {name!r}: this CPU has no {name} instructions; use {', '.join(known)} or auto"
             )
         self.compute = known[min(1, len(known) - 1)] if options.compute == "auto" else options.compute
+        self._inexact = inexact(self.name) if needs_care(self.name, options) else frozenset()
         self._shapes: dict[str, ov.PartialShape] = {}
         self._outputs: list[str] = []
         compiled = self._compile(self._properties(), options.shapes)
@@ -70,6 +73,8 @@ class OpenVinoEngine:
             with own_signal_stack():
                 core = ov.Core()
                 model = core.read_model(self._graph)
+                if self._inexact:
+                    leave_float(model, self._inexact)
                 self._shapes = {port.get_any_name(): port.get_partial_shape() for port in model.inputs}
                 # Of the compiled graph an output may have other names too: those of nodes that did the same.
                 self._outputs = [port.get_any_name() for port in model.outputs]

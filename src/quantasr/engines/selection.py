@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from quantasr.artifact import WHOLE, Artifact
-from quantasr.atomic import write_atomically
+from quantasr.cpu import this_cpu
 from quantasr.engines import ENGINES, load_engine
+from quantasr.engines.cache import read_cache, remember
 from quantasr.engines.engine import Engine, EngineOptions, frame_feed
+from quantasr.engines.exactness import package_version
 from quantasr.engines.feeds import TIME, for_part, part_feed
 from quantasr.errors import EngineError
 from quantasr.speech.frontend import noise
@@ -40,26 +37,16 @@ System = tuple[str, str]
 """An engine and a compute type."""
 
 
-def cache_file() -> Path:
-    """Where choices are remembered: ``$QUANTASR_CACHE`` or the user's cache folder."""
-    folder = (
-        os.environ.get("QUANTASR_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantasr"
-    )
-    return Path(folder) / "engines.json"
-
-
 def fastest(artifact: Artifact, options: EngineOptions, part: str = WHOLE) -> Engine:
     """A graph of ``artifact`` on the engine, and with the compute type, that runs it fastest on this machine.
 
-    Measured once for each graph, thread count, CPU and version of the engines; then read from :func:`cache_file`.
-    Parts that take turns in every step (:func:`taking_turns`) share the engine that runs them fastest together. Raises
-    :class:`EngineError` when no engine can run it.
+    Measured once for each graph, thread count, CPU and version of the engines; then remembered
+    (:mod:`quantasr.engines.cache`). Parts that take turns in every step (:func:`taking_turns`) share the engine that
+    runs them fastest together. Raises :class:`EngineError` when no engine can run it.
     """
     together = taking_turns(artifact, part)
     key = _key(artifact, options, together)
-    known = _read(cache_file())
-    if system := _remembered(known.get(key), options):
+    if system := _remembered(read_cache().get(key), options):
         try:
             chosen = replace(for_part(options, artifact, part), compute=system[1])
             return load_engine(system[0], artifact.graphs[part], chosen)
@@ -76,7 +63,7 @@ def fastest(artifact: Artifact, options: EngineOptions, part: str = WHOLE) -> En
                 times[system] += seconds * (load.rounds if len(together) > 1 else 1.0)
     best = min(times, key=lambda system: times[system])
     rows = {" ".join(system): round(seconds * 1e3, 2) for system, seconds in sorted(times.items())}
-    _remember({**known, key: {"engine": best[0], "compute": best[1], "milliseconds": rows}})
+    remember(key, {"engine": best[0], "compute": best[1], "milliseconds": rows})
     return engines[part][best]
 
 
@@ -173,32 +160,9 @@ def _run(engine: Engine, feed: Arrays) -> float:
 
 
 def _key(artifact: Artifact, options: EngineOptions, together: Sequence[str]) -> str:
-    engines = [f"{name} {_version(name)}" for name in ENGINES]
+    engines = [f"{name} {package_version(name)}" for name in ENGINES]
     named = [artifact.checksum[:16], *(part for part in together if part != WHOLE)]
-    return " | ".join([*named, _cpu(), f"{options.thread_count} threads", options.compute, *engines])
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu() -> str:
-    """The CPU's name and a digest of what it can do: virtual machines of one name differ in that."""
-    name, flags = platform.processor() or platform.machine(), ""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text("utf-8", errors="replace").splitlines():
-            label, _, value = line.partition(":")
-            if label.strip().lower() in ("model name", "cpu part"):
-                name = value.strip()
-            elif label.strip().lower() in ("flags", "features"):
-                flags = value
-            if not line.strip() and flags:
-                break  # the other cores are alike
-    return f"{name} {hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+    return " | ".join([*named, this_cpu().key, f"{options.thread_count} threads", options.compute, *engines])
 
 
 def _remembered(row: Any, options: EngineOptions) -> System | None:
@@ -207,20 +171,3 @@ def _remembered(row: Any, options: EngineOptions) -> System | None:
         return None
     allowed = ("fp32", "bf16", "fp16") if options.compute == "auto" else (options.compute,)
     return (row["engine"], row["compute"]) if row.get("compute") in allowed else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        rows = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}  # no memory, or a broken one: measure again
-    return rows if isinstance(rows, dict) else {}
-
-
-def _remember(rows: Mapping[str, Any]) -> None:
-    path = cache_file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(rows, indent=1) + "\n")
-    except OSError:
-        return  # a read-only home: the choice holds for this process

@@ -10,6 +10,9 @@ from quantasr.errors import RecipeError
 BITS = tuple(range(2, 17))
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 
+SAFE = 64
+"""The largest integer of a weight whose products with 8-bit integers cannot saturate: 2 * 255 * 64 < 2 ** 15."""
+
 HALF_FROM = 4096
 """Elements from which on a float weight may be stored in 16 bits; smaller ones are biases, norms and scales."""
 
@@ -66,9 +69,14 @@ class QType:
         width = 4 if self.bits <= 4 else 8 if self.bits <= 8 else 16
         return f"{'' if self.signed else 'u'}int{width}"
 
-    def reduced(self, bits: int) -> QType:
-        """The same format with fewer bits: 7-bit weights, for CPUs whose 8-bit products saturate."""
-        return replace(self, bits=min(self.bits, bits))
+    @property
+    def reduced(self) -> QType:
+        """The same format, in 7 bits where it has 8.
+
+        Sums of two products with 8-bit integers saturate at 16 bits on some CPUs. Fewer bits cannot, and more are
+        multiplied as floats.
+        """
+        return replace(self, bits=7) if self.bits == 8 else self
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

@@ -23,8 +23,8 @@ class ProductQuantizers(TorchFunctionMode):
     parameter are layers and are left to the rules.
     """
 
-    def __init__(self, module: nn.Module, make: Callable[[], InputQuantizer]) -> None:
-        """``make()`` builds the quantizer of one operand."""
+    def __init__(self, module: nn.Module, make: Callable[[bool], InputQuantizer]) -> None:
+        """``make(second)`` builds the quantizer of the first or the second operand."""
         super().__init__()
         self.quantizers: dict[str, tuple[InputQuantizer, InputQuantizer]] = {}
         self.phase = Phase.FLOAT
@@ -58,7 +58,7 @@ class ProductQuantizers(TorchFunctionMode):
             self._turn[path] += 1
             key = f"{path}.MatMul_{turn}" if turn else f"{path}.MatMul"
             if key not in self.quantizers and self._open:
-                self.quantizers[key] = (self._make(), self._make())
+                self.quantizers[key] = (self._make(False), self._make(True))
                 for quantizer in self.quantizers[key]:
                     quantizer.phase = self.phase
             if key in self.quantizers:

@@ -191,13 +191,16 @@ def prepare(model: AsrModel, recipe: Recipe, *, live_norms: bool = False) -> Pre
             reason = "no layer stands right before it that it could be folded into"
             prepared.plan.append(LayerPlan(path, "batch_norm", FLOAT, (), reason))
     if recipe.attention_products:
-        prepared.products = ProductQuantizers(
-            model.module,
-            lambda: OperandQuantizer(
-                recipe.defaults.input, observer_factory(recipe.defaults.input_observer), prepared.samples
-            ),
-        )
+        prepared.products = ProductQuantizers(model.module, partial(_operand, prepared))
     return prepared
+
+
+def _operand(prepared: Prepared, second: bool) -> OperandQuantizer:
+    """The quantizer of an operand of an attention product; the second stands where a layer has its weights."""
+    qtype, observer = prepared.recipe.defaults.input, prepared.recipe.defaults.input_observer
+    if second and prepared.recipe.reduce_range:
+        qtype = qtype.reduced
+    return OperandQuantizer(qtype, observer_factory(observer), prepared.samples)
 
 
 def check_fits(model: AsrModel, recipe: Recipe) -> None:

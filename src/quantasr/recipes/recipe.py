@@ -34,6 +34,8 @@ LAYER_KINDS = (
     "gru_cell",
     "rnn_cell",
 )
+LOOKED_UP = ("embedding", "embedding_bag")
+"""Kinds whose weights nothing is multiplied with."""
 NEVER_STATIC = ("lstm", "gru", "lstm_cell", "gru_cell", "rnn_cell")
 """Kinds whose kernels take the scales of their inputs from each call."""
 COMPUTE = ("auto", "fp32", "bf16", "fp16")
@@ -154,9 +156,10 @@ class Recipe:
 
     ``rules`` are read in order and the last that matches a layer wins; a layer that none matches stays float,
     and so does one whose path matches a pattern in ``exclude``. ``defaults`` fills what a rule leaves open.
-    ``attention_products`` quantizes the two matrix products inside attention. ``reduce_range`` gives weights 7 bits
-    at most, for CPUs without VNNI, whose sums of two 8-bit products saturate at 16 bits. ``compute`` is the type in
-    which the float rest runs, ``float_storage`` the type in which it is stored; ``engine`` is the one to run on.
+    ``attention_products`` quantizes the two matrix products inside attention. ``reduce_range`` gives the weights of
+    layers whose inputs are quantized too, and one operand of each attention product, 7 bits for 8: CPUs without VNNI
+    add pairs of 8-bit products in 16 bits, which saturate (:mod:`quantasr.engines.exactness`). ``compute`` is the type
+    in which the float rest runs, ``float_storage`` the type in which it is stored; ``engine`` is the one to run on.
     ``weight_only_inputs`` "int8" lets engines round the inputs of ``weight_only`` layers to 8 bits, in blocks, where
     that is how they are fast.
     Without rules, a recipe for half precision: ``float_storage`` is then fp16 or bf16.
@@ -167,7 +170,7 @@ class Recipe:
     defaults: QConfig = QConfig()
     exclude: tuple[str, ...] = ()
     attention_products: bool = False
-    reduce_range: bool = False
+    reduce_range: bool = True
     compute: str = "auto"
     float_storage: str = "fp32"
     weight_only_inputs: str = "float"
@@ -201,7 +204,14 @@ class Recipe:
         for rule in self.rules:
             if rule.matches(path, kind):
                 found = self.defaults.updated(rule.changes, f"rule {rule.match!r}")
-        return replace(found, weight=found.weight.reduced(7)) if self.reduce_range else found
+        return self.in_range(found, kind)
+
+    def in_range(self, qconfig: QConfig, kind: str) -> QConfig:
+        """``qconfig`` with weights of 7 bits instead of 8 where :attr:`reduce_range` asks for them."""
+        # Weights alone are multiplied with floats, or with inputs rounded in blocks by kernels that cannot saturate;
+        # rows of an embedding are only looked up.
+        products = qconfig.mode in ("static", "dynamic") and kind not in LOOKED_UP
+        return replace(qconfig, weight=qconfig.weight.reduced) if self.reduce_range and products else qconfig
 
     def check_used(self, layers: Mapping[str, str], modules: Mapping[str, str] | None = None) -> None:
         """Raise :class:`RecipeError` unless every rule and exclusion, and the whole, match some of ``{path: kind}``.
@@ -268,7 +278,7 @@ class Recipe:
                 defaults=QConfig().updated(_typed(table, "defaults", dict[str, Any]()), "defaults"),
                 exclude=tuple(exclude),
                 attention_products=_typed(table, "attention_products", False),
-                reduce_range=_typed(table, "reduce_range", False),
+                reduce_range=_typed(table, "reduce_range", True),
                 compute=table.get("compute", "auto"),
                 float_storage=table.get("float_storage", "fp32"),
                 weight_only_inputs=table.get("weight_only_inputs", "float"),

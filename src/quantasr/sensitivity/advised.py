@@ -50,7 +50,7 @@ def _rules(wanted: Mapping[str, QConfig], kinds: Mapping[str, str], base: Recipe
     for kind in dict.fromkeys(kind for path, kind in kinds.items() if wanted[path].mode != "float"):
         usual = default_qconfig(base, kind)
         rules.append(Rule("*", _changes(usual, base.defaults), kind))
-        expected = replace(usual, weight=usual.weight.reduced(7)) if base.reduce_range else usual
+        expected = base.in_range(usual, kind)
         for path, qconfig in wanted.items():
             if kinds[path] == kind and qconfig.mode != "float" and qconfig != expected:
                 rules.append(Rule(path, qconfig.to_dict(), kind))

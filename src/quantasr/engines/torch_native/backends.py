@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -14,28 +15,23 @@ from quantasr.recipes.recipe import QConfig, Recipe
 
 @dataclass(frozen=True)
 class Backend:
-    """The facts of one backend's default qconfig, as far as they decide a model.
+    """The facts of one backend, as far as they decide a model.
 
-    ``reduce_range`` leaves activations 7 bits, because the sum of two 8-bit products saturates at 16 bits in its
-    kernels; ``unless_vnni`` says that this holds only for CPUs without VNNI. ``float_output`` tells whether its
-    kernels can give float, so that a layer before float code adds no rounding of its own.
+    ``saturates`` says that its kernels, on CPUs without VNNI, add pairs of 8-bit products in 16 bits: its weights have
+    7 bits everywhere, so that a folder is right on every CPU. (PyTorch's own default gives activations 7 bits instead,
+    which values beyond the calibrated range exceed.) ``float_output`` tells whether its kernels can give float, so that
+    a layer before float code adds no rounding of its own.
     """
 
     name: str
-    reduce_range: bool = False
-    unless_vnni: bool = False
+    saturates: bool = False
     float_output: bool = False
-
-    @property
-    def activation_bits(self) -> int:
-        """Bits of activations on this CPU."""
-        return 7 if self.reduce_range and not (self.unless_vnni and _has_vnni()) else 8
 
 
 BACKENDS: dict[str, Backend] = {
-    "onednn": Backend("onednn", reduce_range=True, unless_vnni=True, float_output=True),
-    "x86": Backend("x86", reduce_range=True, unless_vnni=True, float_output=True),
-    "fbgemm": Backend("fbgemm", reduce_range=True),
+    "onednn": Backend("onednn", saturates=True, float_output=True),
+    "x86": Backend("x86", saturates=True, float_output=True),
+    "fbgemm": Backend("fbgemm", saturates=True),
     "qnnpack": Backend("qnnpack"),
 }
 """Every backend by its name. All take affine activations, one scale each, and symmetric weights per channel."""
@@ -79,15 +75,18 @@ def adapt(recipe: Recipe, backends: list[Backend]) -> tuple[Recipe, list[str]]:
 
     Scales are found once; a model that is measured on several backends takes the narrowest format of them.
     """
-    bits = min(backend.activation_bits for backend in backends)
     notes: list[str] = []
+    if not recipe.reduce_range and any(backend.saturates for backend in backends):
+        names = " and ".join(backend.name for backend in backends if backend.saturates)
+        notes.append(f"weights in 7 bits instead of 8: {names} may saturate")
+        recipe = replace(recipe, reduce_range=True)
 
     def fit(qconfig: QConfig, where: str) -> QConfig:
         weight, input_ = qconfig.weight, qconfig.input
         if qconfig.mode == "static":
-            if input_.bits != bits:
-                notes.append(f"{where}: inputs in {bits} bits instead of {input_.bits}")
-                input_ = replace(input_, bits=bits)
+            if input_.bits != 8:
+                notes.append(f"{where}: inputs in 8 bits instead of {input_.bits}")
+                input_ = replace(input_, bits=8)
             if weight.bits > 8:
                 notes.append(f"{where}: weights in 8 bits instead of {weight.bits}")
                 weight = replace(weight, bits=8)
@@ -110,5 +109,16 @@ def adapt(recipe: Recipe, backends: list[Backend]) -> tuple[Recipe, list[str]]:
     return replace(recipe, defaults=defaults, rules=tuple(rules), attention_products=False), list(dict.fromkeys(notes))
 
 
-def _has_vnni() -> bool:
-    return bool(torch.cpu._is_vnni_supported())
+@cache
+def is_exact(backend: str) -> bool:
+    """Whether ``backend`` multiplies integers of 8 bits exactly on this CPU; found by running the largest ones."""
+    if backend not in BACKENDS:
+        return True
+    size, wide = 64, 127.0
+    weight = torch._make_per_channel_quantized_tensor(
+        torch.full((8, size), int(wide), dtype=torch.int8), torch.ones(8).double(), torch.zeros(8).long(), 0
+    )
+    with packing_for(backend):
+        packed = torch.ops.quantized.linear_prepack(weight, None)
+    found = torch.ops.quantized.linear_dynamic(torch.ones(4, size), packed, False)
+    return bool((found / (size * wide) > 0.99).all())

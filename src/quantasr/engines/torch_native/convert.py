@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -53,17 +52,16 @@ class Calibrated:
     parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The layers whose place a kernel has taken, and their float weights."""
 
-    def input_params(self, backend: Backend) -> dict[str, QParams]:
-        """The formats of the layers' inputs on ``backend``."""
+    def input_params(self) -> dict[str, QParams]:
+        """The formats of the layers' inputs."""
         found = {}
         for path, quantizer in self.inputs.items():
-            qtype = QType(backend.activation_bits, quantizer.qtype.symmetric)
-            found[path] = _params(quantizer.observer, qtype)
+            found[path] = _params(quantizer.observer, QType(8, quantizer.qtype.symmetric))
         return found
 
-    def output_params(self, backend: Backend, name: str, relu: bool) -> QParams:
+    def output_params(self, name: str, relu: bool) -> QParams:
         """The format of a node's output from its own range."""
-        return _params(self.outputs[name], QType(backend.activation_bits, symmetric=False), relu)
+        return _params(self.outputs[name], QType(8, symmetric=False), relu)
 
     def install(self, plan: Plan, *, simulated: bool = False) -> None:
         """Put the kernels of ``plan`` in; ``simulated`` computes the rounding of static layers in float."""
@@ -84,8 +82,7 @@ class Calibrated:
 
     def plan(self, backend: Backend, skip: Iterable[str] = ()) -> Plan:
         """Which layers run in int8 on ``backend`` and what they give, without those in ``skip``."""
-        ranges = partial(self.output_params, backend)
-        return make_plan(self.nodes, self.input_params(backend), backend, ranges, set(skip))
+        return make_plan(self.nodes, self.input_params(), backend, self.output_params, set(skip))
 
 
 @dataclass

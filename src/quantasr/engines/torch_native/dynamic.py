@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from quantasr.engines.torch_native.backends import BACKENDS, packing_for
+from quantasr.engines.torch_native.backends import packing_for
 from quantasr.engines.torch_native.kernels import Weights
 from quantasr.engines.torch_native.tensors import Operation, as_float
 from quantasr.engines.torch_native.trace import Event, note
@@ -48,7 +48,8 @@ class DynamicLinear:
     def __init__(self, layer: DynamicLayer, weights: Weights, backend: str) -> None:
         self.layer, self.weights = layer, weights
         self.name = f"{backend} linear_dynamic{'_fp16' if layer.bits == 16 else ''}"
-        self._reduce_range = BACKENDS[backend].activation_bits == 7
+        # Inputs of 7 bits where weights of 8, from an older folder, would saturate.
+        self._reduce_range = layer.bits <= 8 and not weights.exact(backend)
         self._packed = _pack(weights, layer.bits, backend)
 
     def float_weight(self) -> Tensor:
@@ -150,7 +151,7 @@ class RecurrentModule(nn.Module):
             if key.startswith("bias"):
                 self.register_parameter(key, nn.Parameter(parameter.detach(), requires_grad=False))
         self.training = False
-        self._reduce_range = BACKENDS[backend].activation_bits == 7
+        self._reduce_range = layer.bits <= 8 and not all(one.exact(backend) for one in weights.values())
         self._cell = layer.kind.endswith("_cell")
         suffixes = [key.removeprefix("weight_ih") for key in weights if key.startswith("weight_ih")]
         pairs = [self._pack_pair(suffix, backend) for suffix in suffixes]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantasr.engines.torch_native.backends import packing_for
+from quantasr.engines.torch_native.backends import is_exact, packing_for
 from quantasr.engines.torch_native.tensors import (
     Operation,
     PackedWeight,
@@ -24,6 +24,7 @@ from quantasr.engines.torch_native.tensors import (
     quantize,
 )
 from quantasr.engines.torch_native.trace import Event, note
+from quantasr.numerics.qtypes import SAFE
 
 CONVOLUTIONS = {torch.conv1d: "conv1d", torch.conv2d: "conv2d", torch.conv3d: "conv3d"}
 FUNCTIONS: dict[Operation, str] = {
@@ -94,6 +95,10 @@ class Weights:
         shape[1 if transposed else 0] = -1
         return self.integers.float() * self.scale.reshape(shape)
 
+    def exact(self, backend: str) -> bool:
+        """Whether ``backend`` multiplies them rightly by 8-bit inputs on this CPU."""
+        return bool(self.integers.abs().max() <= SAFE) or is_exact(backend)
+
 
 def geometry_of(func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry | None:
     """The geometry of a call, None when no kernel is made for it."""
@@ -127,13 +132,16 @@ def geometry_of(func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 class StaticKernel:
     """A layer in int8; stands in its :class:`PackedWeight`.
 
-    ``simulated`` computes in float what the kernel computes in integers: the same rounding, other sums.
+    ``simulated`` computes in float what the kernel computes in integers: the same rounding, other sums. So does a layer
+    with weights of 8 bits, from an older folder, where the backend would add its products wrongly.
     """
 
     def __init__(self, layer: Layer, weights: Weights, backend: str, simulated: bool = False) -> None:
-        self.layer, self.weights, self.backend, self.simulated = layer, weights, backend, simulated
+        self.layer, self.weights, self.backend = layer, weights, backend
+        exact = weights.exact(backend)
+        self.simulated, self._precision = simulated or not exact, "int8" if exact else "fp32"
         self._transposed = layer.geometry.function == "conv_transpose1d"
-        self._packed: Any = None if simulated else _pack(layer, weights, backend)
+        self._packed: Any = None if self.simulated else _pack(layer, weights, backend)
 
     def __repr__(self) -> str:
         return f"{self.layer.path}: {self.layer.geometry.function} on {self.backend}"
@@ -165,7 +173,7 @@ class StaticKernel:
         begin = time.perf_counter()
         out = self._simulate(value) if self.simulated else self._run(value)
         macs, seconds = self.macs(value.shape, out.shape), time.perf_counter() - begin
-        note(Event("kernel", self.layer.path, macs, self.name, seconds=seconds))
+        note(Event("kernel", self.layer.path, macs, self.name, self._precision, seconds))
         output = self.layer.output
         if output.quantized:
             return QTensor(out, output.into, output.relu)
