@@ -67,7 +67,8 @@ class Artifact:
     where a model says nothing of frames. ``decoding`` holds the options of the beam search that the model brings, with
     the name of its n-gram's file as ``lm``; empty for greedy; for a lattice decoder its options, and its files; for one
     that decodes step by step what its transcriber is told. ``parts`` has a row for each graph of such a one: its
-    ``inputs``, the ``typical`` lengths of their axes, and its ``calls`` in a second of speech.
+    ``inputs``, the ``typical`` lengths of their axes, and its ``calls`` in a second of speech. ``integers`` says what
+    its products of integers need of a CPU; artifacts of older versions do not say.
     """
 
     folder: Path
@@ -86,6 +87,12 @@ class Artifact:
     decoding: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    integers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def portable(self) -> bool:
+        """Whether its integers are known to be multiplied rightly by every CPU: no sum of two products saturates."""
+        return self.integers.get("portable") is True
 
     @property
     def graph(self) -> Path:
@@ -247,7 +254,7 @@ _PLAIN: dict[str, type | tuple[type, ...]] = {
 }
 """The fields of ``artifact.json`` that are taken as they are, and their types."""
 
-_OPTIONAL = ("decoding", "parts")
+_OPTIONAL = ("decoding", "parts", "integers")
 """Tables that artifacts of older versions, or with nothing to say, lack."""
 
 _PART: dict[str, type] = {"inputs": dict, "typical": dict, "calls": float}

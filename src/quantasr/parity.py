@@ -153,7 +153,7 @@ def _other_last_bits(prepared: Prepared) -> Iterator[None]:
 
 
 def _cause(model: AsrModel, folder: Path, engine: str, original: Original, round_inputs: bool) -> str:
-    """Which layer an engine computes wrongly, in words: each is run alone, on what reaches it in a literal execution."""
+    """Which layer an engine computes wrongly, in words: each is run alone, on what it is given in a literal execution."""
     heard = dict.fromkeys(graphs_of(model))  # one call of each graph
     feeds: dict[str, Arrays] = {}
     graph_logprobs(model, folder, engine, original, round_inputs, feeds)
@@ -181,7 +181,7 @@ def graph_logprobs(
     round_inputs: bool = False,
     feeds: dict[str, Arrays] | None = None,
 ) -> list[NDArray[np.float32]]:
-    """Log-probs of the graphs in ``folder`` on ``engine`` in fp32; ``feeds`` takes what each graph is first fed with."""
+    """Log-probs of the graphs in ``folder`` on ``engine`` in fp32; ``feeds`` takes the first inputs of each graph."""
     options = EngineOptions(compute="fp32", round_inputs=round_inputs)
     engines: dict[str, Engine] = {
         part: load_engine(engine, folder / graph_name(part), options) for part in graphs_of(model)

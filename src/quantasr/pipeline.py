@@ -12,6 +12,7 @@ from quantasr.artifact import Artifact, graph_name
 from quantasr.artifact_parts import Waves, describe, write_parts
 from quantasr.atomic import check_target, create
 from quantasr.engines import TORCH
+from quantasr.engines.float_products import integers_of
 from quantasr.errors import CalibrationError, EngineError
 from quantasr.export import export_quantized, save_graph
 from quantasr.measure.gain import gain
@@ -124,6 +125,7 @@ def write_artifact(
         parity.update(check_quantized(model, prepared, folder, original))
         write_parts(folder, prepared, [row.to_dict() for row in prepared.plan], [*utterances, *heard])
         described = describe(prepared, folder, parity, len(utterances), seconds)
+        described = replace(described, integers=integers_of(described.graphs.values()))
         say("timing the graph against float")
         graph_bytes, float_bytes = _graph_bytes(folder), _graph_bytes(original.folder)
         sizes = {"graph_bytes": graph_bytes, "float_graph_bytes": float_bytes, "ratio": graph_bytes / float_bytes}

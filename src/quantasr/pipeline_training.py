@@ -14,7 +14,8 @@ from pathlib import Path
 from quantasr.artifact_parts import Waves
 from quantasr.atomic import check_target
 from quantasr.errors import CalibrationError, EngineError, RecipeError, TrainingError
-from quantasr.pipeline import Manifest, Original, find_recipe, write_artifact
+from quantasr.parity import Original
+from quantasr.pipeline import Manifest, find_recipe, write_artifact
 from quantasr.quantize import calibrate, convert, prepare
 from quantasr.quantize.prepare import check_fits
 from quantasr.quantize.training import QatState

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantasr.artifact import WHOLE, Artifact
-from quantasr.engines import TORCH, EngineOptions, load_engine
+from quantasr.engines import TORCH, load_engine
 from quantasr.engines.engine import Engine, frame_feed
-from quantasr.engines.feeds import TIME, for_part, shortest_feed
+from quantasr.engines.feeds import TIME, for_part, options_for, shortest_feed
 from quantasr.engines.pages import release_pages
 from quantasr.engines.selection import fastest
 from quantasr.errors import EngineError, RecipeError
@@ -207,7 +207,7 @@ def load(
         assert not isinstance(engine, Mapping)
         native = load_native(artifact, engine, compute, threads, trust=trust)
         return recogniser(artifact, {TORCH: native}, **options)
-    wanted = EngineOptions(threads, compute or artifact.compute, artifact.round_up)
+    wanted = options_for(artifact, threads, compute or artifact.compute)
     engines: dict[str, Engine] = {}
     for part, graph in artifact.graphs.items():
         name = (engine.get(part) if isinstance(engine, Mapping) else engine) or artifact.engine

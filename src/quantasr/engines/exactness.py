@@ -25,6 +25,12 @@ PEAK = 200.0
 PROBE = Path(__file__).with_name("probe.onnx")
 """Made by :func:`quantasr.export.probe.probe_graph`."""
 
+INSTEAD = {
+    "onnxruntime": "unsigned weights, whose products are added in 32 bits",
+    "openvino": "float products of the same integers",
+}
+"""What an engine does where its fast products are inexact and the integers do not fit into 7 bits."""
+
 _TOLERANCE = 0.02  # one step of what convolutions give is half a percent; what saturates is off by half
 
 KINDS = ("linear", "dynamic", "convolution", "pointwise", "depthwise", "scores", "context")
@@ -38,7 +44,8 @@ def inexact(engine: str, exact_products: bool = False) -> frozenset[str]:
     With ``exact_products`` it is told to be exact, which may cost time (:class:`EngineOptions`). What was found is
     remembered for this CPU and this version of the engine. Raises :class:`EngineError` when it cannot run the probe.
     """
-    key = f"products | {engine} {package_version(engine)} | {cpu.this_cpu().key} | {'exact' if exact_products else 'fast'}"
+    way = "exact" if exact_products else "fast"
+    key = f"products | {engine} {package_version(engine)} | {cpu.this_cpu().key} | {way}"
     row = read_cache().get(key)
     if isinstance(row, Mapping) and isinstance(row.get("inexact"), list) and set(row["inexact"]) <= set(KINDS):
         return frozenset(row["inexact"])
@@ -50,6 +57,17 @@ def inexact(engine: str, exact_products: bool = False) -> frozenset[str]:
 def needs_care(engine: str, options: EngineOptions) -> bool:
     """Whether ``engine`` must be told to be exact: as ``options`` say, or where it would be wrong on this CPU."""
     return bool(inexact(engine)) if options.exact_products is None else options.exact_products
+
+
+def products(engine: str, portable: bool) -> str:
+    """How ``engine`` multiplies 8-bit integers here, in words; ``portable`` says that none of them can saturate."""
+    if engine not in INSTEAD:
+        return ""
+    if portable:
+        return "8-bit inputs × 7-bit weights, which cannot saturate"
+    if inexact(engine):
+        return f"8-bit inputs × 8-bit weights, which would saturate here: computed as {INSTEAD[engine]}"
+    return f"8-bit inputs × 8-bit weights: {cpu.this_cpu().integer_products}"
 
 
 def _probe(engine: str, exact_products: bool) -> frozenset[str]:

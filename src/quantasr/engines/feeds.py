@@ -19,6 +19,15 @@ TIME = "time"
 """The axis of features; ``typical`` where they always have one length."""
 
 
+def options_for(artifact: Artifact, threads: int = 0, compute: str | None = None) -> EngineOptions:
+    """How to run ``artifact``: ``compute`` defaults to its recipe's.
+
+    Where its integers are right on every CPU, no engine needs to find out or to take care.
+    """
+    exact = False if artifact.portable else None
+    return EngineOptions(threads, compute or artifact.compute, artifact.round_up, exact_products=exact)
+
+
 def for_part(options: EngineOptions, artifact: Artifact, part: str) -> EngineOptions:
     """``options`` with what only this part of ``artifact`` has: lengths that its input always has, rounded inputs.
 

@@ -6,13 +6,15 @@ The integers stay what they are, and so does what is rounded: float32 holds sums
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
+from quantasr.engines.exactness import KINDS
 from quantasr.engines.macs import last_line
 from quantasr.errors import EngineError
 from quantasr.numerics.qtypes import SAFE
@@ -37,6 +39,15 @@ def leave_float(model: ov.Model, inexact: Collection[str]) -> None:
         _round_in_float(node)
     if found:
         model.validate_nodes_and_infer_types()
+
+
+def integers_of(graphs: Iterable[Path]) -> dict[str, Any]:
+    """What products of integers need, for ``artifact.json``: whether every CPU gets them right, and which may saturate.
+
+    Raises :class:`EngineError` where a graph cannot be read.
+    """
+    wide = [name for graph in graphs for name in saturating(graph, KINDS)]
+    return {"portable": not wide, **({"wide": wide} if wide else {})}
 
 
 def saturating(graph: Path, inexact: Collection[str]) -> list[str]:

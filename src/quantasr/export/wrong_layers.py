@@ -113,9 +113,9 @@ def _alone(
     inputs: Sequence[str],
     values: Mapping[str, NDArray[Any]],
 ) -> onnx.ModelProto:
-    """The nodes from ``inputs`` to what ``node`` gives, as a graph of its own; of the whole graph's inputs, what is read.
+    """The nodes from ``inputs`` to what ``node`` gives, as a graph of its own.
 
-    A Reshape may ask one of those for its shape.
+    Of the whole graph's inputs it has those that are read: a Reshape may ask one for its shape.
     """
     wanted: dict[int, onnx.NodeProto] = {}
     read: set[str] = set()

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines.engine import Engine, ExecutedOp, frame_feed
+from quantasr.engines.exactness import products
 from quantasr.engines.feeds import part_feed
 from quantasr.runtime import of_parts
 from quantasr.speech.frontend import noise
@@ -80,12 +81,13 @@ class Audit:
     """Every kernel that ran for ``seconds`` of audio, and the layers of the model that they stand for.
 
     A model that is one graph has one part, which is called once. The multiply-accumulates of ``layers`` are those of
-    all calls.
+    all calls. ``products`` says in words how integers were multiplied.
     """
 
     seconds: float
     parts: tuple[PartAudit, ...]
     layers: tuple[LayerAudit, ...]
+    products: str = ""
 
     @property
     def engine(self) -> str:
@@ -127,6 +129,7 @@ class Audit:
             "macs": self.macs,
             "int8_share": round(self.int8_share, 4),
             "share": _rounded(self.share),
+            "products": self.products,
             **several,
             "layers": [vars(layer) for layer in self.layers],
             "kernels": [
@@ -164,7 +167,8 @@ def audit(artifact: Artifact, engines: Mapping[str, Engine], *, seconds: float =
         parts.append(PartAudit(name, engine.name, engine.compute, calls, tuple(engine.executed(feed))))
     reason = "" if artifact.recipe.get("attention_products") else "attention_products = false"
     layers = join(artifact.layers(), [op for part in parts for op in _all_calls(part)], reason)
-    return Audit(size / artifact.frontend.sample_rate, tuple(parts), layers)
+    how = of_parts({part.name: products(part.engine, artifact.portable) for part in parts})
+    return Audit(size / artifact.frontend.sample_rate, tuple(parts), layers, how)
 
 
 def _all_calls(part: PartAudit) -> Iterator[ExecutedOp]:
@@ -188,7 +192,7 @@ def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in shares.items()}
 
 
-def join(plan: Sequence[Mapping[str, Any]], ops: Sequence[ExecutedOp], products: str = "") -> tuple[LayerAudit, ...]:
+def join(plan: Sequence[Mapping[str, Any]], ops: Sequence[ExecutedOp], outside: str = "") -> tuple[LayerAudit, ...]:
     """Every layer of the plan with the work that was done for it, then what was done outside of layers.
 
     A node of the graph is named for the module that it came from, so it belongs to the layer whose path its name
@@ -203,7 +207,7 @@ def join(plan: Sequence[Mapping[str, Any]], ops: Sequence[ExecutedOp], products:
         _row(row["path"], row["kind"], _planned(row), macs, row.get("reason") or _refused(row, macs)) for row in plan
     ]
     known = {row["path"] for row in plan}
-    return (*rows, *(_row(path, "product", "-", macs, products) for path in macs if path not in known))
+    return (*rows, *(_row(path, "product", "-", macs, outside) for path in macs if path not in known))
 
 
 def _place(node: str, paths: Mapping[tuple[str, ...], str]) -> str:

@@ -14,7 +14,7 @@ import soundfile
 
 from quantasr.artifact import WHOLE, Artifact
 from quantasr.engines import Engine, EngineOptions, load_engine
-from quantasr.engines.feeds import for_part
+from quantasr.engines.feeds import for_part, options_for
 from quantasr.engines.selection import candidates
 from quantasr.errors import ArtifactError
 from quantasr.measure.audit import audit
@@ -108,7 +108,7 @@ def bench(
     arguments: list[list[str]] = [[original.where]] if original else []
     shares: list[float | None] = [None] if original else []
     for artifact in artifacts:
-        for name, chosen, engines in _engines(artifact, EngineOptions(threads, round_up=artifact.round_up), trust):
+        for name, chosen, engines in _engines(artifact, options_for(artifact, threads, "auto"), trust):
             system, split = _system(artifact, engines)
             systems.append(system)
             splits.append(split)

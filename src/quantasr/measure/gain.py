@@ -8,8 +8,8 @@ from typing import Any
 
 from quantasr.artifact import Artifact
 from quantasr.engines import ENGINES, load_engine
-from quantasr.engines.engine import Engine, EngineOptions
-from quantasr.engines.feeds import for_part
+from quantasr.engines.engine import Engine
+from quantasr.engines.feeds import for_part, options_for
 from quantasr.engines.selection import System, candidates, load_of, measure
 from quantasr.errors import EngineError
 
@@ -64,7 +64,7 @@ def _best(artifact: Artifact, part: str, quantized: Path, original: Path) -> dic
     """The fastest engine, and its seconds for a round, of a part as ``artifact`` and as ``float``."""
     graphs = {"artifact": quantized, "float": original}
     engines: dict[System, Engine] = {}
-    wanted = for_part(EngineOptions(0, artifact.compute, artifact.round_up), artifact, part)
+    wanted = for_part(options_for(artifact), artifact, part)
     for label, graph in graphs.items():
         for name, options in candidates(wanted):
             if artifact.engine not in ("auto", name):

@@ -14,7 +14,7 @@ from rich.table import Table
 from quantasr.cpu import Cpu, Share, share, this_cpu
 from quantasr.engines import ENGINES, TORCH
 from quantasr.engines.cache import cache_file, read_cache
-from quantasr.engines.exactness import KINDS, inexact, package_version
+from quantasr.engines.exactness import INSTEAD, KINDS, inexact, package_version
 from quantasr.errors import EngineError
 from quantasr.measure.cells import plain_table
 
@@ -24,19 +24,13 @@ PACKAGES = (
 )
 """What results depend on."""
 
-INSTEAD = {
-    "onnxruntime": "unsigned weights, whose products are added in 32 bits",
-    "openvino": "float products of the same integers",
-}
-"""What an engine does where its fast products are inexact and the integers do not fit into 7 bits."""
-
 
 @dataclass(frozen=True)
 class EngineCheck:
     """What an engine can do here.
 
-    ``inexact`` are the kinds of products that its fast kernels get wrong with integers of 8 bits, ``refused`` those that
-    it cannot compute in another way either. ``error`` says why nothing could be found out.
+    ``inexact`` are the kinds of products that its fast kernels get wrong with integers of 8 bits, ``refused`` those
+    that it cannot compute in another way either. ``error`` says why nothing could be found out.
     """
 
     name: str

@@ -90,6 +90,7 @@ def audit_table(audit: Audit) -> Table:
     table = plain_table(
         whole if len(audit.parts) == 1 else "the layers of all parts",
         *("layer", "kind", "recipe", "executed in", "share of MACs", "why float"),
+        caption=f"int8: {audit.products}" if audit.products else None,
     )
     for layer in audit.layers:
         table.add_row(
@@ -145,6 +146,7 @@ def artifact_table(artifact: Artifact) -> Table:
         "recipe": f"{recipe['name']}: {recipe['description']}",
         "calibrated on": f"{calibration.get('utterances')} utterances, {calibration.get('seconds')} s",
         "size": megabytes(artifact.size),
+        "integers": _integers(artifact),
         "created": f"{provenance.get('created')} by quantasr {provenance.get('quantasr')}",
     }
     if "retuned" in provenance:
@@ -164,6 +166,17 @@ def artifact_table(artifact: Artifact) -> Table:
     for name, text in rows.items():
         table.add_row(name, escape(text))
     return table
+
+
+def _integers(artifact: Artifact) -> str:
+    """What an artifact's integers need of a CPU."""
+    if artifact.native:
+        return f"multiplied by PyTorch ({artifact.engine})"
+    if artifact.portable:
+        return "right on every CPU: no sum of two products exceeds 16 bits"
+    wide = artifact.integers.get("wide", [])
+    what = f"{len(wide)} products of two 8-bit integers, such as {wide[0]}" if wide else "perhaps 8 bits on both sides"
+    return f"{what}: fast with VNNI, computed in another way without"
 
 
 def sensitivity_table(found: Sensitivity) -> Table:
