@@ -153,7 +153,7 @@ def _other_last_bits(prepared: Prepared) -> Iterator[None]:
 
 
 def _cause(model: AsrModel, folder: Path, engine: str, original: Original, round_inputs: bool) -> str:
-    """Which layer an engine computes wrongly, in words: each is run alone, on what it is given in a literal execution."""
+    """Which layers an engine computes wrongly, in words: each runs alone, on what a literal execution gives it."""
     heard = dict.fromkeys(graphs_of(model))  # one call of each graph
     feeds: dict[str, Arrays] = {}
     graph_logprobs(model, folder, engine, original, round_inputs, feeds)

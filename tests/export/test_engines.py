@@ -16,6 +16,7 @@ from tiny_nets import asr_model, exported, quantized, recipe, run_graph, simulat
 from torch import Tensor, nn
 
 from quantasr.engines import ENGINES
+from quantasr.errors import EngineError
 from quantasr.numerics.qtypes import GRANULARITIES
 
 X = np.stack(waves(2, 30, seed=9))
@@ -84,7 +85,12 @@ def _check(layer: str, folder: Path, tolerance: float = 1e-5, **rule: Any) -> No
             # Its kernel for such weights rounds the other side too, unless it is asked not to.
             found = _onnxruntime_exactly(path)
         else:
-            found = run_graph(path, engine, X)
+            try:
+                found = run_graph(path, engine, X)
+            except EngineError as error:
+                # On a CPU without VNNI, ONNX Runtime cannot make 8-bit weights exact that two products share.
+                assert layer == "shared" and "cannot make its 8-bit weights exact on this CPU" in str(error)
+                continue
         assert found.shape == expected.shape
         # A value on a rounding border may land on the other side: rare, and one step wide.
         beyond = np.abs(found - expected) > tolerance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,21 @@ class OnnxRuntimeEngine:
         try:
             return ort.InferenceSession(str(self._graph), settings, providers=["CPUExecutionProvider"])
         except _ERRORS as error:
+            if self._exact and self._loads_inexact():
+                # As where two products share one weight.
+                raise EngineError(
+                    f"{self._graph}: ONNX Runtime cannot make its 8-bit weights exact on this CPU: use engine openvino, "
+                    "or quantize again with reduce_range = true"
+                ) from None
             raise EngineError(f"{self._graph}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from None
+
+    def _loads_inexact(self) -> bool:
+        """Whether the graph loads where nothing need be exact."""
+        try:
+            load(self._graph, replace(self._options, exact_products=False))
+        except EngineError:
+            return False
+        return True
 
     def run(self, feed: Arrays) -> dict[str, NDArray[Any]]:
         """See :class:`quantasr.engines.engine.Engine`."""

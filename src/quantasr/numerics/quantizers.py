@@ -118,13 +118,16 @@ class OperandQuantizer(InputQuantizer):
     """Static quantizer of an operand of an attention product: symmetric, or affine where nothing is negative.
 
     Engines' integer attention has no zero points; the probabilities behind a softmax need none either, because
-    their affine range starts at zero.
+    their affine range starts at zero. ``signed`` keeps it symmetric all the same: 7 bits cannot saturate only if they
+    are signed.
     """
+
+    signed = False
 
     def freeze(self) -> None:
         """Choose the format from what was observed, then fix the scale."""
         if self.seen and self.trained is None:
-            signed = bool(self.observer.low.min() < 0)
+            signed = self.signed or bool(self.observer.low.min() < 0)
             self.qtype = QType(self.qtype.bits, symmetric=signed)
         super().freeze()
 

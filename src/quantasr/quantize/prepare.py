@@ -198,9 +198,10 @@ def prepare(model: AsrModel, recipe: Recipe, *, live_norms: bool = False) -> Pre
 def _operand(prepared: Prepared, second: bool) -> OperandQuantizer:
     """The quantizer of an operand of an attention product; the second stands where a layer has its weights."""
     qtype, observer = prepared.recipe.defaults.input, prepared.recipe.defaults.input_observer
-    if second and prepared.recipe.reduce_range:
-        qtype = qtype.reduced
-    return OperandQuantizer(qtype, observer_factory(observer), prepared.samples)
+    narrow = second and prepared.recipe.reduce_range
+    operand = OperandQuantizer(qtype.reduced if narrow else qtype, observer_factory(observer), prepared.samples)
+    operand.signed = narrow
+    return operand
 
 
 def check_fits(model: AsrModel, recipe: Recipe) -> None:
