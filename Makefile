@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 # fails; without them it does not, and SpeechBrain uses none of them.
 TORCHAUDIO := $(VENV)/lib/python3.*/site-packages/torchaudio/lib/*.so
 
-.PHONY: demo test lint format clean bench-setup
+.PHONY: demo test test-cpus lint format clean bench-setup
 
 demo: $(VENV)/ready  ## quantize the sample recogniser and show its WER and speed before and after
 	$(BIN)/quantasr demo
@@ -18,6 +18,9 @@ demo: $(VENV)/ready  ## quantize the sample recogniser and show its WER and spee
 # A file of tests stays in one process: what is costly to make is made once for it.
 test: lint  ## everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+test-cpus: $(VENV)/ready  ## what depends on the CPU, as on others: AVX2 without VNNI, no AVX (QEMU; installed where it may be)
+	$(BIN)/python tests/cpus/run.py --install
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ def test_what_the_kernel_says_is_found_too(monkeypatch: pytest.MonkeyPatch) -> N
         ("x86_64", {"avx2", "avx_vnni"}, False, "avx_vnni (sums in 32 bits)"),
         ("x86_64", {"avx512_vnni", "amx_int8"}, False, "avx512_vnni, amx_int8 (sums in 32 bits)"),
         ("aarch64", {"asimd", "asimddp"}, False, "asimddp (sums in 32 bits)"),
-        ("aarch64", {"asimd"}, False, "asimd (pairs of products in 16 bits, which hold them)"),
+        ("aarch64", {"asimd"}, False, "asimd (products in 16 bits, sums in 32 bits)"),
         ("riscv64", set(), False, "unknown"),
     ],
 )

@@ -82,7 +82,7 @@ class Cpu:
         found = [name for name in ("i8mm", "asimddp") if name in self.features]
         if found:
             return f"{', '.join(found)} (sums in 32 bits)"
-        return "asimd (pairs of products in 16 bits, which hold them)" if "asimd" in self.features else "unknown"
+        return "asimd (products in 16 bits, sums in 32 bits)" if "asimd" in self.features else "unknown"
 
     @property
     def float_types(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from quantasr.engines.engine import frame_feed
 from quantasr.engines.torch_native import convert as native
 from quantasr.engines.torch_native.backends import BACKENDS, adapt, find_backend, usable_backends
+from quantasr.engines.torch_native.dynamic import DynamicLayer, DynamicLinear
 from quantasr.engines.torch_native.engine import NativeEngine
 from quantasr.engines.torch_native.kernels import Geometry, Layer, Output, StaticKernel, Weights
 from quantasr.engines.torch_native.tensors import QParams, QTensor, quantize
@@ -257,6 +259,29 @@ def test_recipes_are_fitted_to_a_backend_and_the_changes_told() -> None:
     assert any("7 bits instead of 8" in note for note in notes) and any("symmetric" in note for note in notes)
     assert adapt(asked, [BACKENDS["qnnpack"]])[0].qconfig("layer", "linear").weight.bits == 8
     assert adapt(recipe(), [BACKENDS["qnnpack"]])[1] == []
+
+
+def test_weights_of_8_bits_that_a_backend_would_multiply_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As folders of older versions have them, on a CPU without VNNI: the same result, in float or with 7-bit inputs."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 16)
+    layer = Layer("layer", Geometry("linear"), QParams(0.02, 128), Output(False))
+    wide = Weights(torch.randint(-127, 128, (24, 16), dtype=torch.int8), torch.full((24,), 0.01), None)
+    narrow = replace(wide, integers=wide.integers // 2)
+    for exact in (True, False):
+        monkeypatch.setattr("quantasr.engines.torch_native.kernels.is_exact", lambda _, exact=exact: exact)
+        for weights, in_float in ((wide, not exact), (narrow, False)):
+            kernel = StaticKernel(layer, weights, "onednn")
+            assert kernel.simulated is in_float
+            expected = StaticKernel(layer, weights, "onednn", simulated=True).run(x)
+            with traced() as trace:
+                found = kernel.run(x)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+            assert trace.events[1].precision == ("fp32" if in_float else "int8")
+            dynamic = DynamicLinear(DynamicLayer("layer", "linear", 8), weights, "onednn")
+            assert dynamic._reduce_range is in_float
+            error = (dynamic.product(x) - x @ weights.real().T).abs().mean() / (x @ weights.real().T).abs().mean()
+            assert 0 < float(error) < (0.05 if in_float else 0.02)
 
 
 def test_an_unknown_backend() -> None:

@@ -99,8 +99,8 @@ class OnnxRuntimeEngine:
             if self._exact and self._loads_inexact():
                 # As where two products share one weight.
                 raise EngineError(
-                    f"{self._graph}: ONNX Runtime cannot make its 8-bit weights exact on this CPU: use engine openvino, "
-                    "or quantize again with reduce_range = true"
+                    f"{self._graph}: ONNX Runtime cannot make its 8-bit weights exact on this CPU: use engine "
+                    "openvino, or quantize again with reduce_range = true"
                 ) from None
             raise EngineError(f"{self._graph}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from None
 

@@ -82,7 +82,8 @@ def _rounded(name: str, made: Mapping[str, onnx.NodeProto]) -> Iterator[str]:
     if node is None:
         return
     if node.op_type in _ROUNDERS:
-        yield node.input[0]
+        clip = made.get(node.input[0])  # of fewer bits than the storage has: part of the rounding
+        yield clip.input[0] if clip is not None and clip.op_type == "Clip" else node.input[0]
     elif node.op_type in ("DequantizeLinear", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Slice"):
         yield from _rounded(node.input[0], made)
 
