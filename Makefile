@@ -19,7 +19,7 @@ demo: $(VENV)/ready  ## quantize the sample recogniser and show its WER and spee
 test: lint  ## everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-cpus: $(VENV)/ready  ## what depends on the CPU, as on others: AVX2 without VNNI, no AVX (QEMU; installed where it may be)
+test-cpus: $(VENV)/ready  ## what depends on the CPU, as on others (QEMU, installed where it may be)
 	$(BIN)/python tests/cpus/run.py --install
 
 lint: $(VENV)/ready

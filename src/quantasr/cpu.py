@@ -102,7 +102,7 @@ def this_cpu() -> Cpu:
     """The CPU that this process runs on."""
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     info = _cpuinfo()
-    name = info.get("model name") or info.get("cpu part") or platform.processor() or machine
+    name = info.get("model name") or platform.processor() or machine
     if machine == "x86_64" and sys.platform != "win32":
         try:
             brand, features = _x86()
@@ -112,7 +112,9 @@ def this_cpu() -> Cpu:
     elif machine == "aarch64":
         arm = _apple() if sys.platform == "darwin" else _arm_linux()
         if arm is not None:
-            return Cpu(name, machine, arm)
+            # Linux names no ARM cores; under an emulator the file is that of the machine around it.
+            part = f"{info['cpu implementer']} part {info['cpu part']}" if "cpu part" in info else ""
+            return Cpu(part or (name if sys.platform == "darwin" else machine), machine, arm)
     flags = info.get("flags") or info.get("features") or ""
     return Cpu(name, machine, frozenset(flags.split()), known=bool(flags))
 

@@ -20,9 +20,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+ARM64 = "ARM64"
 CPUS = {
     "Haswell": "AVX2 without VNNI: sums of two 8-bit products saturate at 16 bits",
     "Nehalem": "no AVX at all",
+    ARM64: "the sample's texts on OpenVINO",
 }
 """QEMU's names, and what is to be seen on them. It emulates no AVX-512."""
 
@@ -44,9 +46,13 @@ def emulator(install: bool) -> str | None:
     return found
 
 
-def start(qemu: str, cpu: str, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+def start(qemu: str, cpu: str, folder: Path, install: bool) -> tuple[subprocess.Popen[bytes], Path]:
     """Begin the tests on an emulated CPU: the process, and the file that takes what it says."""
     log = folder / f"{cpu}.log"
+    if cpu == ARM64:
+        script = [sys.executable, str(ROOT / "tests" / "cpus" / "arm64.py"), *(["--install"] if install else [])]
+        with log.open("wb") as file:
+            return subprocess.Popen(script, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT), log
     # The program is the interpreter itself, named as in its virtual environment, so that it finds its packages.
     python = [qemu, "-cpu", cpu, "-0", sys.executable, str(Path(sys.executable).resolve())]
     command = [*python, "-m", "pytest", "-p", "no:cacheprovider", *TESTS]
@@ -72,7 +78,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         begin = time.monotonic()
-        running = {cpu: start(qemu, cpu, Path(scratch)) for cpu in arguments.cpus or CPUS}
+        running = {cpu: start(qemu, cpu, Path(scratch), arguments.install) for cpu in arguments.cpus or CPUS}
         failed = False
         for cpu, (process, log) in running.items():
             try:
