@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from quantasr.cpu import this_cpu
 from quantasr.errors import EngineError
 from quantasr.recipes.recipe import QConfig, Recipe
 
@@ -47,16 +48,19 @@ def find_backend(name: str) -> Backend:
         return FLOAT
     if name not in BACKENDS:
         raise EngineError(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}, or auto")
-    there = torch.backends.quantized.supported_engines
-    if name not in there:
-        usable = ", ".join(known for known in BACKENDS if known in there) or "none"
-        raise EngineError(f"this build of PyTorch ({torch.__version__}) has no backend {name}; it has {usable}")
+    if name not in usable_backends():
+        usable = ", ".join(usable_backends()) or "none"
+        raise EngineError(f"PyTorch {torch.__version__} on this CPU has no backend {name}; it has {usable}")
     return BACKENDS[name]
 
 
 def usable_backends() -> list[str]:
-    """Backends that this build of PyTorch has."""
-    return [name for name in BACKENDS if name in torch.backends.quantized.supported_engines]
+    """Backends that this build of PyTorch has and this CPU can run."""
+    there = torch.backends.quantized.supported_engines
+    # PyTorch 2.13 lists onednn on every x86-64, but without AVX2 it dies of an illegal instruction.
+    cpu = this_cpu()
+    lacks = cpu.architecture == "x86_64" and cpu.known and "avx2" not in cpu.features
+    return [name for name in BACKENDS if name in there and not (lacks and name == "onednn")]
 
 
 @contextmanager
