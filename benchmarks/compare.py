@@ -14,6 +14,7 @@ from rich.table import Table
 
 from quantasr.cli.output import say
 from quantasr.engines import EngineOptions, load_engine
+from quantasr.engines.selection import candidates
 from quantasr.export import export_float, save_graph
 from quantasr.measure.latency import Timing, ratio
 from quantasr.runtime import EngineAcousticModel
@@ -74,6 +75,11 @@ def on_engine(model: CtcModel, graph: Path, engine: str, compute: str, threads: 
     return model.transcriber(acoustic, name=label, chunk_seconds=0)
 
 
+def engines_here() -> list[tuple[str, str]]:
+    """Every engine with every compute type that this CPU has: bf16 only where it has the instructions."""
+    return [(name, options.compute) for name, options in candidates(EngineOptions())]
+
+
 def peer_systems(
     model: CtcModel, graph: Path, inputs: list[dict[str, NDArray[Any]]], folder: Path, threads: int
 ) -> dict[str, Transcriber]:
@@ -96,10 +102,11 @@ def peer_systems(
     for compute in ("fp32", "bf16"):
         graphs[f"our float graph, OpenVINO {compute}"] = (ours, "openvino", compute)
         graphs[f"NNCF int8, OpenVINO {compute}"] = (nncf, "openvino", compute)
-    graphs["NNCF int8 of our float graph, OpenVINO bf16"] = (nncf_ours, "openvino", "bf16")
+        graphs[f"NNCF int8 of our float graph, OpenVINO {compute}"] = (nncf_ours, "openvino", compute)
     return {
         label: on_engine(model, path, engine, compute, threads, label)
         for label, (path, engine, compute) in graphs.items()
+        if (engine, compute) in engines_here()
     }
 
 

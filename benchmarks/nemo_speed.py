@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import nemo_models
-from compare import RATE, Figure, calibration_speech, peer_systems, report, ten_seconds
+from compare import RATE, Figure, calibration_speech, engines_here, peer_systems, report, ten_seconds
 
 from quantasr.artifact import Artifact
 from quantasr.cli.output import say
@@ -64,7 +64,7 @@ def ours(source: Path, utterances: list[Utterance], folder: Path, threads: int) 
     systems: dict[str, Transcriber] = {}
     for recipe in RECIPES:
         artifact = quantize(source, folder / recipe, calibration=utterances, recipe=recipe, say=say)
-        for engine, compute in (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
+        for engine, compute in engines_here():
             label = f"artifact {recipe}, {engine} {compute}"
             systems[label] = load(artifact, engine=engine, compute=compute, threads=threads, chunk_seconds=0)
     return systems
@@ -88,7 +88,7 @@ def figures(name: str, timings: dict[str, Timing], parity: float) -> list[Figure
     """Every bar."""
 
     def best(labels: Any) -> tuple[str, Timing]:
-        label = min(labels, key=lambda label: timings[label].p50)
+        label = min((label for label in labels if label in timings), key=lambda label: timings[label].p50)
         return label, timings[label]
 
     label, artifact = best(label for label in timings if label.startswith("artifact"))

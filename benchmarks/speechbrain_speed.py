@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare import RATE, Figure, calibration_speech, peer_systems, report, ten_seconds
+from compare import RATE, Figure, calibration_speech, engines_here, peer_systems, report, ten_seconds
 
 import quantasr
 from quantasr.cli.output import say
@@ -158,7 +158,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Figure]:
     for recipe in ("default", "fast"):
         artifact = quantize(source, folder / recipe, calibration=utterances, recipe=recipe, trust=True, say=say)
         say(json.dumps({name: row.get("same_argmax", row) for name, row in artifact.parity.items()}))
-        for engine, compute in (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
+        for engine, compute in engines_here():
             label = f"artifact {recipe}, {engine} {compute}"
             systems[label] = load(artifact, engine=engine, compute=compute, threads=arguments.threads, chunk_seconds=0)
     for label, system in systems.items():
