@@ -174,9 +174,20 @@ def test_products_of_activations_that_no_kernel_computes_are_refused(
                 load_engine("onnxruntime", path, EngineOptions(threads=1))
 
 
-def test_an_artifact_says_what_its_integers_need(tmp_path: Path) -> None:
-    for reduce_range in (True, False):
-        path = exported(quantized(asr_model(Attention()), recipe(reduce_range=reduce_range)), tmp_path)
-        found = integers_of([path])
-        assert found["portable"] is reduce_range
-        assert reduce_range or sorted(found["wide"]) == ["/body/k/MatMul", "/body/q/MatMul", "/body/v/MatMul"]
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_an_artifact_says_what_its_integers_need(reduce_range: bool, mode: str, tmp_path: Path) -> None:
+    rules = recipe({"match": "*", "mode": mode}, reduce_range=reduce_range)
+    found = integers_of([exported(quantized(asr_model(Attention()), rules), tmp_path)])
+    assert found["portable"] is (reduce_range or mode == "weight_only")
+    assert found["portable"] or sorted(found["wide"]) == ["/body/k/MatMul", "/body/q/MatMul", "/body/v/MatMul"]
+
+
+@pytest.mark.parametrize("layer", [name for name in LAYERS if name != "attention"])
+def test_no_kind_of_layer_is_overlooked(layer: str, tmp_path: Path) -> None:
+    make, channels_first = LAYERS[layer]
+    for mode in ("static", "dynamic"):
+        for reduce_range in (True, False):
+            rules = recipe({"match": "*", "mode": mode}, reduce_range=reduce_range)
+            prepared = quantized(asr_model(make(), channels_first), rules)
+            assert integers_of([exported(prepared, tmp_path)])["portable"] is reduce_range, mode

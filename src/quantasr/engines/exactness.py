@@ -23,7 +23,7 @@ from quantasr.errors import EngineError
 INPUT_SHAPE = (16, 256)
 PEAK = 200.0
 PROBE = Path(__file__).with_name("probe.onnx")
-"""Made by :func:`quantasr.export.probe.probe_graph`."""
+"""Made by ``tests/engines/probe_graph.py``: every output is :data:`PEAK` where products are exact."""
 
 INSTEAD = {
     "onnxruntime": "unsigned weights, whose products are added in 32 bits",

@@ -66,10 +66,21 @@ def _saturating(model: ov.Model, inexact: Collection[str]) -> Iterator[ov.Node]:
             continue
         left, right = (op.input_value(i).get_node() for i in range(2))
         constant, rounded = _integers(right), _all_rounded(right)
-        if not _all_rounded(left) or (constant is None and not rounded):
+        if not _is_rounded(left) or (constant is None and not rounded):
             continue
         if not (_fits(constant) if constant is not None else all(_narrow(node) for node in rounded)):
             yield op
+
+
+def _is_rounded(node: ov.Node) -> bool:
+    """Whether ``node`` was 8-bit integers before, by a fixed scale or one of each call.
+
+    Of the latter OpenVINO makes float arithmetic by itself, ONNX Runtime products of integers.
+    """
+    return any(
+        part.get_type_name() == "Convert" and part.get_element_type().get_type_name() in _LIMITS
+        for part in _upstream(node)
+    ) or bool(_all_rounded(node))
 
 
 def _kinds(op: ov.Node) -> set[str]:
